@@ -1,0 +1,1 @@
+"""Agents: they decide how much of each channel group goes."""

@@ -1,0 +1,143 @@
+"""Files that appear whole or not at all, and weights without pickled code."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from rlprune.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; non-finite numbers are refused, because JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is absent, unreadable or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); the file is damaged, use another run") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: should hold a JSON object; the file is damaged, use another run")
+    return value
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors as safetensors, atomically; `metadata` is kept as JSON in the header."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    header = {"rlprune": json.dumps(dict(metadata or {}), allow_nan=False)}
+    data = serialize(plain, header)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data) and None)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and metadata that `save_tensors` wrote.
+
+    Raises:
+        UserError: the file is absent, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("rlprune", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: is not a whole safetensors file ({error}); copy or train it again") from error
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a state dict from safetensors or from a torch file, never running code from it.
+
+    Plain state dicts, `{"state_dict": ...}` or `{"model": ...}` wrappers and `module.` prefixes are understood.
+
+    Raises:
+        UserError: the file is absent, damaged, or holds no state dict.
+    """
+    if path.is_dir():
+        raise UserError(f"checkpoint={path}: is a folder; name the .safetensors or .pt file in it")
+    if path.suffix == ".safetensors":
+        tensors, metadata = load_tensors(path)
+    else:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise UserError(f"checkpoint={path}: cannot be read ({error.strerror or error})") from error
+        except Exception as error:  # torch.load raises many kinds for damaged or foreign files
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"checkpoint={path}: is no whole file of plain weights ({reason[:120]}); "
+                "save a state dict: torch.save(model.state_dict(), path)"
+            ) from error
+        for wrapper in ("state_dict", "model"):
+            if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+                loaded = loaded[wrapper]
+        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise UserError(f"checkpoint={path}: holds no state dict; save torch.save(model.state_dict(), path)")
+        tensors, metadata = loaded, {}
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors, metadata
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy a state dict into a model, all of it or nothing.
+
+    Raises:
+        UserError: keys are missing or unexpected, shapes differ, or a value is not finite; names the first of each.
+    """
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in expected]
+    misshapen = [
+        f"{name} {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    problems = [
+        f"{len(names)} {kind} (first: {names[0]})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if names
+    ]
+    if problems:
+        raise UserError(f"{source}: holds weights of another architecture: {', '.join(problems)}; choose the model it was saved from")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{source}: {name} holds values that are not finite; train it again")
+    model.load_state_dict(dict(tensors), strict=False)

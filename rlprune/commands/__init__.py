@@ -1,0 +1,1 @@
+"""One module a command: the only ones that know Hydra."""

@@ -1,0 +1,1 @@
+"""Importance criteria: a network and its groups → a score for every unit."""

@@ -1,0 +1,1 @@
+"""Data sets: sources of images, splits, and batches made on the device."""

@@ -1,0 +1,127 @@
+"""Proof on the user's own model: zeroing units gives the same output as removing them."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from rlprune.errors import UserError
+from rlprune.graph.channel_graph import ChannelGraph
+from rlprune.graph.labels import tensors_in
+from rlprune.graph.run import call_model, copy_inputs, evaluating
+from rlprune.graph.surgery import prune
+
+TOLERANCE = 1e-9
+"""Largest relative difference, in float64, that still counts as equal."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check found: largest difference relative to the output's scale, or why the pruned network could not run."""
+
+    groups: tuple[str, ...]
+    difference: float
+    error: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Zeroed and removed agree."""
+        return not self.error and self.difference <= TOLERANCE
+
+    def __str__(self) -> str:
+        if self.error:
+            return self.error
+        return f"removing differs from zeroing by {self.difference:.1e}"
+
+
+def verify(model: nn.Module, example_inputs: Any, graph: ChannelGraph, *, seed: int = 0) -> dict[str, Verdict]:
+    """Check every group: half of its units, picked at random, zeroed against removed, in float64.
+
+    The zeroing does not use the removal's index map: channels are zeroed where they are produced, and the network's own forward pass
+    carries the zeros on; behind functions that turn zero into something else they are zeroed again.
+    """
+    checker = _Checker(model, example_inputs, graph)
+    generator = np.random.default_rng(seed)
+    return {group.name: checker.check([group.name], generator) for group in graph.groups}
+
+
+def verify_together(model: nn.Module, example_inputs: Any, graph: ChannelGraph, *, seed: int = 0) -> Verdict:
+    """The same check on all groups at once: two forward passes."""
+    return _Checker(model, example_inputs, graph).check([group.name for group in graph.groups], np.random.default_rng(seed))
+
+
+def freeze_failures(model: nn.Module, graph: ChannelGraph, example_inputs: Any) -> ChannelGraph:
+    """The graph without the groups that fail the check; they are frozen and say why.
+
+    Raises:
+        UserError: the groups that pass alone fail together.
+    """
+    if not graph.groups or verify_together(model, example_inputs, graph).exact:
+        return graph
+    failed = {name: str(verdict) for name, verdict in verify(model, example_inputs, graph).items() if not verdict.exact}
+    graph = graph.freeze({name: f"its channels cannot be removed exactly ({reason})" for name, reason in failed.items()})
+    if graph.groups:
+        verdict = verify_together(model, example_inputs, graph)
+        if not verdict.exact:
+            raise UserError(f"{type(model).__name__}: the channel graph is not exact for this network: {verdict}; name layers in `ignore`")
+    return graph
+
+
+class _Checker:
+    def __init__(self, model: nn.Module, example_inputs: Any, graph: ChannelGraph) -> None:
+        with evaluating(model):
+            self.model = copy.deepcopy(model).eval().double()
+        self.inputs = copy_inputs(example_inputs, torch.float64)
+        self.graph = graph
+
+    @torch.no_grad()
+    def check(self, names: Sequence[str], generator: np.random.Generator) -> Verdict:
+        keep, zeroed = {}, {}
+        for group in self.graph.groups:
+            if group.name in names and group.num_units > 1:
+                order = generator.permutation(group.num_units)
+                keep[group.name] = order[: (group.num_units + 1) // 2]
+                zeroed[group.name] = order[(group.num_units + 1) // 2 :]
+        try:
+            removed = list(tensors_in(call_model(prune(self.model, self.graph, keep), copy_inputs(self.inputs))))
+        except UserError as error:
+            return Verdict(tuple(names), float("inf"), str(error))
+        masked = list(tensors_in(call_model(self.model, copy_inputs(self.inputs), _Zeroing(self.graph, zeroed))))
+        if [tensor.shape for tensor in removed] != [tensor.shape for tensor in masked]:
+            return Verdict(tuple(names), float("inf"), "the output changes its shape")
+        return Verdict(tuple(names), max(_difference(a, b) for a, b in zip(removed, masked, strict=True)))
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    scale = second.double().abs().max().clamp_min(1e-30) if second.numel() else torch.ones(())
+    difference = (first.double() - second.double()).abs().max() / scale if second.numel() else torch.zeros(())
+    return float(difference) if bool(torch.isfinite(difference)) else float("inf")
+
+
+class _Zeroing(TorchFunctionMode):
+    """Repeats a traced forward pass with some units zeroed behind the calls that produce them."""
+
+    def __init__(self, graph: ChannelGraph, zeroed: Mapping[str, np.ndarray]) -> None:
+        super().__init__()
+        self.points = {point.call: point for point in graph.zero_points}
+        self.gone = [np.isin(np.arange(group.num_units), zeroed.get(group.name, [])) for group in graph.groups]
+        self.calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        number = self.calls
+        result = func(*args, **(kwargs or {}))
+        point = self.points.get(number)
+        if point is not None:
+            gone = np.zeros(len(point.groups), dtype=bool)
+            for index in np.unique(point.groups[point.groups >= 0]):
+                mine = point.groups == index
+                gone[mine] = self.gone[index][point.units[mine]]
+            for tensor in tensors_in(result):
+                tensor.index_fill_(point.axis, torch.from_numpy(np.flatnonzero(gone)).to(tensor.device), 0)
+        return result

@@ -1,0 +1,1 @@
+"""Networks: one file a family, depths as data."""

@@ -1,0 +1,1 @@
+"""Records of a run, tables, plots and reports."""

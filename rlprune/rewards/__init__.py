@@ -1,0 +1,1 @@
+"""Rewards: accuracy and cost of a candidate → one number."""
