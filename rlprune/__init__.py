@@ -1,0 +1,23 @@
+"""rlprune: channel pruning of convolutional networks, decided by reinforcement learning.
+
+    graph = rlprune.trace(model, example_inputs)
+    smaller = rlprune.prune(model, graph, {"layer1.0.conv1": [0, 2, 5]})
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlprune.graph import ChannelGraph, mask, prune, trace, verify
+    from rlprune.results.artefact import load
+
+__all__ = ["ChannelGraph", "load", "mask", "prune", "trace", "verify"]
+
+_HOMES = {name: "rlprune.graph" for name in ("ChannelGraph", "mask", "prune", "trace", "verify")} | {"load": "rlprune.results.artefact"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when something that needs it is asked for: `rlprune --help` takes a fifth of a second."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'rlprune' has no attribute {name!r}")

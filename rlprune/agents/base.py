@@ -1,0 +1,65 @@
+"""What an agent is, and what it may ask of its task."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Outcome(Protocol):
+    """A measured candidate."""
+
+    @property
+    def action(self) -> np.ndarray:
+        """The distribution over groups that led to it, shape (group,)."""
+        ...
+
+    @property
+    def reward(self) -> float:
+        """Its reward."""
+        ...
+
+    @property
+    def accuracy(self) -> float:
+        """Its accuracy on the search split, a fraction."""
+        ...
+
+
+class StepTask(Protocol):
+    """One pruning step: `rlprune.search.task.Task` documents every member."""
+
+    step: int
+
+    @property
+    def steps(self) -> int: ...  # noqa: D102
+
+    @property
+    def exhausted(self) -> bool: ...  # noqa: D102
+
+    @property
+    def accuracy(self) -> float: ...  # noqa: D102
+
+    @property
+    def channel_shares(self) -> np.ndarray: ...  # noqa: D102
+
+    def evaluate(self, action: np.ndarray) -> Any: ...  # noqa: D102
+
+    def after(self, candidate: Any) -> "StepTask | None": ...  # noqa: D102
+
+
+class Agent(Protocol):
+    """Decides what a pruning step removes. Its numbers are set in its yaml; it draws from the generator it is given and from no other."""
+
+    candidates_per_step: int
+    """At most so many candidates are measured in a step; printed before a search."""
+
+    def decide(self, task: StepTask, generator: np.random.Generator) -> Any:
+        """Measure candidates with `task.evaluate` and return the one to carry out."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the agent carries from step to step, as JSON values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        ...

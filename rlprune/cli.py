@@ -1,0 +1,142 @@
+"""`rlprune <command> [key=value ...]`: finds the command and turns every expected failure into one line. Imports no torch."""
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from rlprune.errors import UserError
+
+COMMANDS = {
+    "train": "train a dense network and keep it for later runs",
+    "prune": "search, prune, recover: the main job",
+    "evaluate": "measure a pruned network, or any checkpoint, on the test split",
+    "inspect": "show a network's channel groups, its cost, and prove the groups",
+    "report": "one table over many runs",
+}
+
+
+def usage() -> str:
+    """What `rlprune` alone prints."""
+    lines = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    return (
+        f"rlprune {version('rlprune')}: channel pruning of CNNs, decided by reinforcement learning\n\n"
+        f"usage: rlprune <command> [key=value ...]\n\n{lines}\n\n"
+        "  rlprune prune model=vgg19 agent=mcq     the line to start with\n"
+        "  rlprune prune --help                    every setting of a command\n"
+        "  rlprune prune --cfg job                 the configuration a line stands for\n"
+        "  rlprune prune -m agent=mcq,uniform      several runs\n"
+        '  eval "$(rlprune -sc install=bash)"      completion in bash (zsh, fish likewise)'
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0 done, 2 the user can mend it, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"rlprune {version('rlprune')}")
+        return 0
+    if arguments[0] in ("-sc", "--shell-completion", "--shell_completion"):
+        return _complete(arguments)
+    if arguments[0] not in COMMANDS:
+        return _fail("rlprune", f"{arguments[0]}: no such command; choose one of {', '.join(COMMANDS)}")
+    return run(arguments[0], arguments[1:])
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Hand a command's arguments to Hydra and translate what goes wrong."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    saved = sys.argv
+    sys.argv = [f"rlprune {command}", *arguments]
+    try:
+        import_module(f"rlprune.commands.{command}").main()
+    except UserError as error:
+        return _fail(command, str(error))
+    except KeyboardInterrupt:
+        return _fail(command, "interrupted; what was finished is kept", code=130)
+    except OSError as error:
+        return _fail(command, f"{error.filename or 'file'}: {error.strerror or error}; free space or choose another folder with paths.outputs=FOLDER")
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception as error:
+        message = explain_config_error(error, command)
+        if message is None:
+            raise
+        return _fail(command, message)
+    finally:
+        sys.argv = saved
+        _clear_hydra()
+    return 0
+
+
+def explain_config_error(error: Exception, command: str) -> str | None:
+    """One line for what Hydra and OmegaConf refuse; None for anything else."""
+    if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf", "antlr4", "yaml"):
+        return None
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)  # type: ignore[arg-type]
+    text = "\n".join(str(link) for link in chain)
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'\s*\n*\s*Available options in '[^']+':\n((?:\s+\S+\n?)+)", text):
+        return f"{found[1]}={found[2]}: unknown; choose one of {', '.join(found[3].split('Config search path')[0].split())}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"{found[1]}: no such key{_nearest_key(found[1], command)}; `rlprune {command} --cfg job` shows all"
+    if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text):
+        key = re.search(r"full_key: (\S+)", text)
+        return f"{key[1] if key else 'a key'}={found[1]}: must be of type {found[2].lower()}"
+    if found := re.search(r"full_key: (\S+)", text):
+        return f"{found[1]}: {str(chain[-1]).splitlines()[0]}"
+    return " ".join(str(error).split())
+
+
+def _nearest_key(key: str, command: str) -> str:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import DictConfig
+
+    from rlprune.config import conf_dir, suggestion
+
+    def keys(node: DictConfig, prefix: str = "") -> Iterable[str]:
+        for name in node:
+            yield f"{prefix}{name}"
+            value = node._get_node(name)
+            if isinstance(value, DictConfig):
+                yield from keys(value, f"{prefix}{name}.")
+
+    _clear_hydra()
+    with initialize_config_dir(config_dir=str(conf_dir().resolve()), version_base="1.3"):
+        return suggestion(key, keys(compose(config_name=command)))
+
+
+def _complete(arguments: list[str]) -> int:
+    """Shell completion. The shell calls it without the command, so that is read from the line being typed."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if "query" in " ".join(arguments[1:]) and (len(words) < 2 or words[1] not in COMMANDS or line.rstrip() == f"{words[0]} {words[1]}" == line):
+        typed = words[1] if len(words) > 1 else ""
+        print("\n".join(name for name in COMMANDS if name.startswith(typed)))
+        return 0
+    command = words[1] if len(words) > 1 and words[1] in COMMANDS else "prune"
+    if line:
+        os.environ["COMP_LINE"] = re.sub(rf"^(\s*\S+\s+){command}\s", r"\1", line)
+    return run(command, arguments)
+
+
+def _fail(command: str, message: str, code: int = 2) -> int:
+    print(f"rlprune {command}: {message}" if command != "rlprune" else f"rlprune: {message}", file=sys.stderr)
+    return code
+
+
+def _clear_hydra() -> None:
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""`rlprune prune`: the main job."""
+
+from pathlib import Path
+
+from rlprune.commands.job import command
+from rlprune.config import PruneConfig
+
+
+@command("prune")
+def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
+    """Train or load, trace, search, prune, recover, test once, write."""
+    from rlprune.commands.setup import make_dense, make_recipe, make_setup
+    from rlprune.config import build
+    from rlprune.search.job import PruneJob
+    from rlprune.training.recover import Recovery
+
+    agent = build(config.agent, "agent")
+    reward = build(config.reward, "reward")
+    criterion = build(config.criterion, "criterion")
+    recovery = Recovery(
+        recipe=make_recipe(config.recovery, "recovery"),
+        batch_size=config.recovery.batch_size,
+        epochs=config.recovery.epochs,
+        final_epochs=config.recovery.final_epochs,
+        rho=config.recovery.rho,
+        temperature=config.recovery.temperature,
+        control=config.recovery.control,
+    )
+    setup = make_setup(config, choices)
+    job = PruneJob(
+        agent=agent,
+        reward=reward,
+        criterion=criterion,
+        recovery=recovery,
+        execution=setup.execution,
+        dataset=setup.dataset,
+        splits=setup.splits,
+        origin=setup.origin,
+        example=setup.example(),
+        schedule=config.schedule,
+        search=config.search,
+        ignore=config.ignore,
+        seed=config.seed,
+        run_dir=run_dir,
+        choices=choices,
+    )
+    with job.clock.phase("dense"):
+        dense = make_dense(config, setup, choices)
+    job.run(dense)

@@ -1,0 +1,115 @@
+"""From a config to the objects that several commands need."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlprune.config import RunConfig, build
+from rlprune.data.base import Dataset, Splits, split
+from rlprune.errors import UserError
+from rlprune.results.artefact import Origin
+from rlprune.training.dense import Dense, dense_path, obtain_dense
+from rlprune.training.execution import Execution, choose_execution
+from rlprune.training.fit import Recipe
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with; the test split is not opened."""
+
+    execution: Execution
+    dataset: Dataset
+    splits: Splits
+    origin: Origin
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image: (C, H, W)."""
+        return (self.origin.in_channels, *self.origin.image_size)
+
+    def example(self) -> torch.Tensor:
+        """Two training images, normalised, shape (2, C, H, W)."""
+        return self.splits.normalization(self.splits.train.pixels[:2]).to(self.execution.device)
+
+
+def make_execution(config: RunConfig) -> Execution:
+    """Device and precision; the first thing that can be wrong."""
+    return choose_execution(
+        device=config.device, precision=config.precision, channels_last=str(config.channels_last), compile=config.compile
+    )
+
+
+def make_dataset(config: RunConfig) -> Dataset:
+    """The data set, not read yet."""
+    folders = {"cache_dir": Path(config.paths.outputs) / "cache", "data_dir": Path(config.paths.data)}
+    dataset: Dataset = build(config.dataset, "dataset", **folders)
+    dataset.check_test()
+    return dataset
+
+
+def make_setup(config: RunConfig, choices: dict[str, str]) -> Setup:
+    """Everything but the network."""
+    execution = make_execution(config)
+    dataset = make_dataset(config)
+    make_recipe(config.training, "training")  # refuses wrong settings before the images are read
+    splits = split(dataset, config.seed)
+    channels, *size = splits.train.pixels.shape[1:]
+    origin = Origin(
+        model=choices["model"],
+        settings={key: value for key, value in config.model.items() if key != "_target_"},
+        in_channels=channels,
+        image_size=(size[0], size[1]),
+        class_names=splits.class_names,
+        mean=splits.normalization.mean,
+        std=splits.normalization.std,
+    )
+    return Setup(execution, dataset, splits, origin)
+
+
+def make_network(config: RunConfig, setup: Setup) -> nn.Module:
+    """A network with fresh weights.
+
+    Raises:
+        UserError: the config names something that is no network.
+    """
+    network = build(config.model, "model", in_channels=setup.origin.in_channels, num_classes=len(setup.origin.class_names))
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model._target_={config.model['_target_']}: makes a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def make_recipe(config: Any, key: str) -> Recipe:
+    """Optimizer and schedule of `training` or `recovery`."""
+    optimizer = partial(_optimizer, config.optimizer, f"{key}.optimizer")
+    optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])  # refuses wrong settings now, not after the search
+    return Recipe(optimizer, config.lr_schedule, config.clip_norm)
+
+
+def _optimizer(node: dict[str, Any], key: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    optimizer = build(node, key, params=groups)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"{key}._target_={node.get('_target_')}: is no torch optimizer")
+    return optimizer
+
+
+def make_dense(config: RunConfig, setup: Setup, choices: dict[str, str], *, again: bool = False) -> Dense:
+    """The dense network: from `checkpoint`, kept from an earlier run, or trained now."""
+    data = {key: value for key, value in config.dataset.items() if key != "root"}
+    facts = [config.model, data, str(config.dataset.get("root")), asdict(config.training), config.seed, str(setup.execution.dtype), len(setup.splits.train)]
+    return obtain_dense(
+        partial(make_network, config, setup),
+        setup.splits,
+        checkpoint=config.checkpoint,
+        path=dense_path(Path(config.paths.outputs) / "dense", choices, facts),
+        epochs=config.training.epochs,
+        batch_size=config.training.batch_size,
+        label_smoothing=config.training.label_smoothing,
+        recipe=make_recipe(config.training, "training"),
+        execution=setup.execution,
+        seed=config.seed,
+        again=again,
+    )

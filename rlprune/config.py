@@ -1,0 +1,334 @@
+"""Configuration: the typed skeleton, where the yaml files lie, and `build`, which turns a plug-in's yaml into an object."""
+
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from rlprune.errors import UserError
+
+
+def conf_dir() -> Path:
+    """The yaml tree: inside an installed wheel, or beside the package in a checkout.
+
+    Raises:
+        UserError: neither is there.
+    """
+    for folder in (Path(str(files("rlprune"))) / "conf", Path(str(files("rlprune"))).parent / "conf"):
+        if (folder / "prune.yaml").is_file():
+            return folder
+    raise UserError("conf: the yaml files are missing from this installation; install rlprune again")
+
+
+# -- the typed skeleton: every default is in the yaml ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Paths:
+    """Folders."""
+
+    outputs: str = MISSING  # runs, dense networks and caches
+    data: str = MISSING  # downloaded data sets
+
+
+@dataclass
+class ScheduleConfig:
+    """How much goes, and when."""
+
+    sparsity: float = MISSING  # channel sparsity to reach, in (0, 1)
+    steps: int = MISSING  # pruning steps
+    period: int = MISSING  # recover after so many steps
+    save_at: list[float] = MISSING  # sparsities, besides the last, that get an artefact, a table row and a final recovery
+    min_keep: int = MISSING  # units that stay in every group
+    max_minutes: float | None = MISSING  # the search ends after so many minutes with the best so far; null: never
+
+
+@dataclass
+class SearchConfig:
+    """What a search may measure."""
+
+    samples: int | None = MISSING  # images of the search split that candidates are measured on; null: all
+    max_candidates: int | None = MISSING  # distinct candidates a step; null: as many as the agent asks for
+
+
+@dataclass
+class TrainingConfig:
+    """Dense training."""
+
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    label_smoothing: float = MISSING
+    lr_schedule: str = MISSING  # one_cycle, cosine or constant
+    clip_norm: float | None = MISSING  # largest norm of the gradient; null: no bound
+    optimizer: Any = MISSING
+
+
+@dataclass
+class RecoveryConfig:
+    """Recovery after pruning."""
+
+    rho: float = MISSING  # weight of the teacher; 0: fine-tuning
+    temperature: float = MISSING
+    epochs: int = MISSING  # after every `schedule.period` steps
+    final_epochs: int = MISSING  # at every saved level
+    batch_size: int = MISSING
+    lr_schedule: str = MISSING
+    clip_norm: float | None = MISSING
+    control: bool = MISSING  # also train the dense network for the same epochs, as a row of the table
+    optimizer: Any = MISSING
+
+
+@dataclass
+class RunConfig:
+    """What every command that runs networks shares."""
+
+    seed: int = MISSING
+    device: str = MISSING  # auto, cpu, cuda or cuda:N
+    precision: str = MISSING  # auto, fp32 or bf16
+    channels_last: str = MISSING  # auto, true or false
+    compile: bool = MISSING  # torch.compile for training
+    checkpoint: str | None = MISSING  # weights to start from; null: those of an earlier run, or train them
+    paths: Paths = field(default_factory=Paths)
+    model: Any = MISSING
+    dataset: Any = MISSING
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class PruneConfig(RunConfig):
+    """`rlprune prune`."""
+
+    ignore: list[str] = MISSING  # layers to leave alone: names or regular expressions
+    resume: str | None = MISSING  # run folder to continue
+    agent: Any = MISSING
+    reward: Any = MISSING
+    criterion: Any = MISSING
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+
+
+@dataclass
+class EvaluateConfig(RunConfig):
+    """`rlprune evaluate`."""
+
+    run: str | None = MISSING  # run or artefact folder; null: evaluate `model` with `checkpoint`
+
+
+@dataclass
+class InspectConfig(RunConfig):
+    """`rlprune inspect`."""
+
+    ignore: list[str] = MISSING
+    verify: bool = MISSING  # prove every group: zeroed equals removed
+
+
+@dataclass
+class ReportConfig:
+    """`rlprune report`."""
+
+    runs: str = MISSING  # glob over run folders
+    paths: Paths = field(default_factory=Paths)
+
+
+def register() -> None:
+    """Put the skeletons where the yaml files' defaults lists find them."""
+    store = ConfigStore.instance()
+    for name, schema in (
+        ("train", RunConfig),
+        ("prune", PruneConfig),
+        ("evaluate", EvaluateConfig),
+        ("inspect", InspectConfig),
+        ("report", ReportConfig),
+    ):
+        store.store(name=f"{name}_schema", node=schema)
+
+
+# -- plug-ins --------------------------------------------------------------------------------------------------------------------------
+
+
+def build(node: Any, key: str, **runtime: Any) -> Any:
+    """Make the object that a plug-in's yaml names.
+
+    Every setting is checked against the signature first. Of `runtime` the plug-in gets what its signature asks for.
+
+    Raises:
+        UserError: a setting is unknown, missing, of the wrong type, or refused by the plug-in; names its key.
+    """
+    settings = dict(node)
+    target = settings.pop("_target_", None)
+    if target is None:
+        raise UserError(f"{key}: has no _target_; name the class, such as `_target_: rlprune.agents.mcq.MCQ`")
+    try:
+        factory = hydra.utils.get_object(target)
+    except Exception as error:
+        raise UserError(f"{key}._target_={target}: cannot be imported ({error})") from error
+    parameters = inspect.signature(factory).parameters
+    given = {name: value for name, value in runtime.items() if name in parameters}
+    checked = check_settings(factory, parameters, settings, key, given)
+    try:
+        return hydra.utils.instantiate({"_target_": target, "_partial_": True, "_convert_": "all", **checked})(**given)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        raise UserError(f"{key}.{cause}" if isinstance(cause, ValueError) else f"{key}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{key}.{error}") from error
+
+
+def check_settings(
+    factory: Callable[..., Any], parameters: Mapping[str, inspect.Parameter], settings: Mapping[str, Any], key: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings that fit a signature; integers become floats where floats are asked for."""
+    target = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
+    try:
+        hints = typing.get_type_hints(target)
+    except (NameError, TypeError, AttributeError):
+        hints = {}
+    checked = {}
+    for name, value in settings.items():
+        if name not in parameters:
+            near = suggestion(name, parameters)
+            raise UserError(f"{key}.{name}: no such setting{near}; there are {', '.join(n for n in parameters if n not in given)}")
+        checked[name] = _convert(f"{key}.{name}", value, hints.get(name, Any))
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        if required and name not in checked and name not in given:
+            raise UserError(f"{key}.{name}: is missing; set it, {key}.{name}=...")
+    return checked
+
+
+def _convert(key: str, value: Any, hint: Any) -> Any:
+    if hint is Any or hint is inspect.Parameter.empty:
+        return value
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for option in typing.get_args(hint):
+            if option is type(None) and value is None:
+                return None
+        for option in typing.get_args(hint):
+            if option is not type(None):
+                try:
+                    return _convert(key, value, option)
+                except UserError:
+                    continue
+    elif typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+    elif typing.get_origin(hint) in (list, tuple):
+        if isinstance(value, list | tuple):
+            inner = typing.get_args(hint)[0] if typing.get_args(hint) else Any
+            return [_convert(key, item, inner) for item in value]
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif hint in (bool, str):
+        if isinstance(value, hint):
+            return value
+    else:
+        return value
+    raise UserError(f"{key}={value}: must be {_describe(hint)}")
+
+
+def _describe(hint: Any) -> str:
+    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (list, tuple):
+        return "a list, each " + _describe(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in typing.get_args(hint) if option in words or typing.get_origin(option))
+    return words.get(hint, str(hint))
+
+
+def suggestion(word: str, choices: typing.Iterable[str]) -> str:
+    """`, did you mean x?` if a choice is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def shipped_model(choice: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The yaml of a shipped model with other values for its own settings: how a network named in a file is rebuilt.
+
+    Raises:
+        UserError: no such model is shipped, or a setting is not one of its yaml's.
+    """
+    folder = conf_dir() / "model"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if choice not in names:
+        raise UserError(f"model={choice}: is not shipped with this version; there are {', '.join(names)}")
+    node = load_yaml(folder / f"{choice}.yaml")
+    for name, value in settings.items():
+        if name not in node or name == "_target_":
+            raise UserError(f"model.{name}: is no setting of model={choice}")
+        node[name] = value
+    return node
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A yaml file as plain values."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))))
+
+
+def resolve(config: DictConfig) -> Any:
+    """The typed skeleton with every interpolation resolved; plug-in nodes are plain dicts.
+
+    Raises:
+        UserError: a value is missing or out of range.
+    """
+    OmegaConf.resolve(config)
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise UserError(f"{sorted(missing)[0]}: is missing; set it on the command line")
+    resolved = OmegaConf.to_object(config)
+    check_ranges(resolved)
+    return resolved
+
+
+def check_ranges(config: Any) -> None:
+    """Values that types alone cannot refuse."""
+    for key, value in (("training", getattr(config, "training", None)), ("recovery", getattr(config, "recovery", None))):
+        if value is not None:
+            _require(value.batch_size >= 2, f"{key}.batch_size={value.batch_size}", "must be ≥ 2, as batch norm cannot train on one image")
+            _require(value.epochs >= 0, f"{key}.epochs={value.epochs}", "must be ≥ 0")
+            _require(value.clip_norm is None or value.clip_norm > 0, f"{key}.clip_norm={value.clip_norm}", "must be > 0, or null")
+            schedules = ("one_cycle", "cosine", "constant")
+            _require(value.lr_schedule in schedules, f"{key}.lr_schedule={value.lr_schedule}", f"must be one of {', '.join(schedules)}")
+    if isinstance(config, RunConfig):
+        _require(0 <= config.training.label_smoothing < 1, f"training.label_smoothing={config.training.label_smoothing}", "must be in [0, 1)")
+        _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
+    if isinstance(config, PruneConfig):
+        _check_schedule(config.schedule)
+        recovery, search = config.recovery, config.search
+        _require(0 <= recovery.rho <= 1, f"recovery.rho={recovery.rho}", "must be in [0, 1]")
+        _require(recovery.temperature > 0, f"recovery.temperature={recovery.temperature}", "must be > 0")
+        _require(recovery.final_epochs >= 0, f"recovery.final_epochs={recovery.final_epochs}", "must be ≥ 0")
+        _require(search.samples is None or search.samples >= 1, f"search.samples={search.samples}", "must be ≥ 1, or null for all")
+        _require(search.max_candidates is None or search.max_candidates >= 1, f"search.max_candidates={search.max_candidates}", "must be ≥ 1, or null")
+
+
+def _check_schedule(schedule: ScheduleConfig) -> None:
+    _require(0 < schedule.sparsity < 1, f"schedule.sparsity={schedule.sparsity}", "must be in (0, 1); 0.5 removes half of the channels")
+    _require(schedule.steps >= 1, f"schedule.steps={schedule.steps}", "must be ≥ 1")
+    _require(schedule.period >= 1, f"schedule.period={schedule.period}", "must be ≥ 1; recovery=none switches recovery off")
+    _require(schedule.min_keep >= 1, f"schedule.min_keep={schedule.min_keep}", "must be ≥ 1")
+    _require(schedule.max_minutes is None or schedule.max_minutes > 0, f"schedule.max_minutes={schedule.max_minutes}", "must be > 0, or null")
+    for level in schedule.save_at:
+        _require(0 < level <= schedule.sparsity, f"schedule.save_at={schedule.save_at}", f"{level} must be in (0, schedule.sparsity={schedule.sparsity}]")
+
+
+def _require(holds: bool, subject: str, message: str) -> None:
+    if not holds:
+        raise UserError(f"{subject}: {message}")

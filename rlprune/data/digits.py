@@ -1,0 +1,48 @@
+"""Handwritten digits that scikit-learn carries along: real images without a download."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from rlprune.data.base import Dataset, Images, stratified_order
+from rlprune.seeding import numpy_generator
+
+TEST_FRACTION = 0.2
+
+
+@dataclass(kw_only=True)
+class Digits(Dataset):
+    """1,797 scans of 8×8 pixels, upsampled; 360 of them, always the same, are the test split.
+
+    Args:
+        image_size: pixels a side after bilinear upsampling.
+    """
+
+    image_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size < 8:
+            raise ValueError(f"image_size={self.image_size}: must be ≥ 8")
+
+    def read_train(self) -> tuple[Images, tuple[str, ...]]:
+        """1,437 images, grey in three channels."""
+        return self._read(test=False), tuple(map(str, range(10)))
+
+    def read_test(self) -> Images:
+        """360 images."""
+        return self._read(test=True)
+
+    def _read(self, *, test: bool) -> Images:
+        from sklearn.datasets import load_digits  # heavy, so only where it is needed
+
+        data = load_digits()
+        labels = torch.from_numpy(np.asarray(data.target)).long()
+        order = stratified_order(labels, numpy_generator(0, "digits"))
+        size = round(len(order) * TEST_FRACTION)
+        chosen = np.sort(order[:size] if test else order[size:])
+        pixels = torch.from_numpy(data.images[chosen]).float().unsqueeze(1) * (255 / 16)
+        pixels = F.interpolate(pixels, size=self.image_size, mode="bilinear", align_corners=False)
+        return Images(pixels.round().clamp(0, 255).byte().expand(-1, 3, -1, -1).contiguous(), labels[torch.from_numpy(chosen)])

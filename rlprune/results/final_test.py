@@ -1,0 +1,42 @@
+"""The one place where the test split is opened: once, for the last table, after every decision was made."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from rlprune.cost import measure_latency
+from rlprune.data.base import Dataset, Images, Normalization, limited
+from rlprune.errors import UserError
+from rlprune.training.evaluate import Accuracy, Evaluator
+from rlprune.training.execution import Execution
+
+
+def open_test_split(dataset: Dataset, num_classes: int, shape: tuple[int, ...]) -> Images:
+    """Read the test images.
+
+    Raises:
+        UserError: labels or pixels do not fit the network.
+    """
+    images = limited(dataset.read_test(), dataset.limit)
+    if int(images.labels.max()) >= num_classes:
+        raise UserError(f"dataset: the test split has labels up to {int(images.labels.max())}, the network {num_classes} outputs")
+    if tuple(images.pixels.shape[1:]) != shape:
+        raise UserError(f"dataset: test images have shape {tuple(images.pixels.shape[1:])}, the network takes {shape}")
+    return images
+
+
+def final_test(
+    networks: Mapping[str, nn.Module], dataset: Dataset, normalization: Normalization, execution: Execution, num_classes: int, shape: tuple[int, ...]
+) -> dict[str, Accuracy]:
+    """Accuracy of every network on the test split."""
+    evaluator = Evaluator(open_test_split(dataset, num_classes, shape), normalization, execution)
+    return {name: evaluator.accuracy(network) for name, network in networks.items()}
+
+
+def latency_ms(network: nn.Module, shape: tuple[int, ...], execution: Execution) -> float:
+    """Median milliseconds for one image in float32."""
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return 1000 * measure_latency(network, torch.zeros(1, *shape, device=execution.device))
+
+

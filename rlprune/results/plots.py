@@ -1,0 +1,66 @@
+"""The two plots of a run. Colours and line styles that the colour-blind can tell apart (Okabe and Ito)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlprune.files import write_atomically
+from rlprune.results.record import Row, StepRecord
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def plot_accuracy(path: Path, steps: Sequence[StepRecord], rows: Sequence[Row], dense_accuracy: float) -> None:
+    """Accuracy against channel sparsity: the search split along the way, the test split at the saved levels."""
+    figure, axes = _figure()
+    sparsity = [0.0] + [100 * step.sparsity for step in steps]
+    for label, values, colour, style in (
+        ("pruned, search split", [step.accuracy_pruned for step in steps], COLOURS[1], "--"),
+        ("after recovery, search split", [step.accuracy_recovered for step in steps], COLOURS[0], "-"),
+    ):
+        axes.plot(sparsity, [100 * value for value in (dense_accuracy, *values)], style, color=colour, label=label, marker="o", markersize=3)
+    tested = [row for row in rows if row.name.startswith("recovered")]
+    axes.errorbar(
+        [100 * row.sparsity for row in tested],
+        [100 * row.top1 for row in tested],
+        yerr=[100 * row.standard_error for row in tested],
+        fmt="D", color=COLOURS[2], capsize=3, label="recovered, test split (± standard error)",
+    )  # fmt: skip
+    axes.axhline(100 * rows[0].top1, color="0.5", linestyle=":", label="dense, test split")
+    axes.set_xlabel("channel sparsity (%)")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_layers(path: Path, layers: Sequence[dict[str, Any]]) -> None:
+    """Each group's sparsity over the steps, as a map: groups in network order."""
+    frame = pd.DataFrame(layers)
+    table = frame.pivot(index="group", columns="step", values="units").loc[list(dict.fromkeys(frame["group"]))]
+    sparsity = 100 * (1 - table.div(table.iloc[:, 0], axis=0))
+    names = list(sparsity.index)
+    figure, axes = _figure(height=max(3.2, 0.19 * len(names) + 1.2))
+    image = axes.imshow(sparsity.to_numpy(), aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    steps = list(sparsity.columns)
+    shown = list(range(0, len(steps), max(1, len(steps) // 12)))
+    axes.set_xticks(shown, [str(steps[index]) for index in shown])
+    axes.set_xlabel("pruning step (0: dense)")
+    axes.set_ylabel("channel group, in network order")
+    figure.colorbar(image, ax=axes, label="units removed (%)")
+    _save(figure, path)
+
+
+def _figure(height: float = 4.2) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    figure = Figure(figsize=(7, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))

@@ -1,0 +1,91 @@
+"""What a run writes while it goes on, and its last word, `result.json`."""
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rlprune.files import write_json, write_text
+
+PACKAGES = ("rlprune", "torch", "torchvision", "hydra-core", "numpy")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One pruning step, a row of metrics.csv. Accuracies are fractions on the search split."""
+
+    step: int
+    sparsity: float
+    macs: int
+    params: int
+    reward: float
+    accuracy_pruned: float
+    accuracy_recovered: float
+    candidates: int
+    repeated: int
+    search_seconds: float
+    recovery_seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the final table. Accuracies are fractions, on the test split except `search_top1`."""
+
+    name: str
+    level: float
+    top1: float
+    standard_error: float
+    n: int
+    top5: float | None
+    search_top1: float
+    params: int
+    macs: int
+    sparsity: float
+    latency_ms: float
+
+
+@dataclass
+class Clock:
+    """Seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def write_steps(run_dir: Path, steps: list[StepRecord], layers: list[dict[str, Any]]) -> None:
+    """metrics.csv, a row a step, and layers.csv, the units kept in every group at every step."""
+    write_text(run_dir / "metrics.csv", pd.DataFrame([asdict(step) for step in steps]).to_csv(index=False))
+    write_text(run_dir / "layers.csv", pd.DataFrame(layers).to_csv(index=False))
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and peak memory, for result.json."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "peak_memory_bytes": peak,
+        "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    }
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Write result.json atomically; its presence means that the run is done."""
+    write_json(run_dir / "result.json", result)

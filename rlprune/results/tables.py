@@ -1,0 +1,45 @@
+"""Tables for people: percent, millions, and the uncertainty beside each accuracy."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from rlprune.results.record import Row
+
+
+def run_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The table that ends a run."""
+    dense = rows[0]
+    with_top5 = any(row.top5 is not None for row in rows)
+    table = []
+    for row in rows:
+        line = {"network": row.name, "top-1 %": f"{100 * row.top1:.2f} ± {100 * row.standard_error:.2f}"}
+        if with_top5:
+            line["top-5 %"] = "" if row.top5 is None else f"{100 * row.top5:.2f}"
+        line |= {
+            "Δ": f"{100 * (row.top1 - dense.top1):+.2f}",
+            "n": str(row.n),
+            "parameters": count(row.params),
+            "MACs": count(row.macs),
+            "FLOPs ratio %": f"{100 * (1 - row.macs / dense.macs):.1f}",
+            "sparsity %": f"{100 * row.sparsity:.1f}",
+            "latency ms": f"{row.latency_ms:.2f}",
+        }
+        table.append(line)
+    return pd.DataFrame(table)
+
+
+def count(number: float) -> str:
+    """0.27 M, 41.2 M, 4.09 G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A Markdown table with padded columns."""
+    cells = [list(map(str, table.columns)), *[[str(value) for value in line] for line in table.itertuples(index=False)]]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = ["| " + " | ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

@@ -1,0 +1,170 @@
+"""The main loop: decide, prune, recover, save."""
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from rlprune.agents.base import Agent
+from rlprune.graph import ChannelGraph, prune
+from rlprune.results.record import StepRecord
+from rlprune.search.schedule import Schedule
+from rlprune.search.task import Environment, Task
+from rlprune.seeding import numpy_generator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SearchState:
+    """Everything that a search carries from step to step."""
+
+    network: nn.Module
+    graph: ChannelGraph
+    kept: dict[str, np.ndarray]  # units of the dense network that are still there, by group
+    teacher: nn.Module
+    teacher_kept: dict[str, np.ndarray]
+    teacher_accuracy: float
+    step: int = 0  # steps done
+    steps: list[StepRecord] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    recoveries: list[tuple[str, int]] = field(default_factory=list)  # (phase, epochs), for the control
+    stopped: str = ""  # why the search ended before its last step
+
+
+Recover = Callable[[nn.Module, nn.Module, int, str], None]
+"""(network, teacher, epochs, phase): train the network in place."""
+
+
+def start_state(network: nn.Module, graph: ChannelGraph, accuracy: float) -> SearchState:
+    """The search before its first step: the dense network is its own teacher."""
+    kept = {group.name: np.arange(group.num_units) for group in graph.groups}
+    state = SearchState(network, graph, kept, network, dict(kept), accuracy)
+    state.layers += _layer_rows(state)
+    return state
+
+
+def run_search(
+    state: SearchState,
+    *,
+    agent: Agent,
+    environment: Environment,
+    schedule: Schedule,
+    recover: Recover,
+    epochs: int,
+    final_epochs: int,
+    seed: int,
+    on_step: Callable[[SearchState], None],
+    on_level: Callable[[SearchState, float, nn.Module], None],
+) -> SearchState:
+    """Carry a search from where it is to its end.
+
+    Random numbers are drawn from streams that belong to a step, so a search that continues from a saved state equals one that never stopped.
+
+    Args:
+        state: where the search is; changed in place.
+        agent: decides each step.
+        environment: measures candidates.
+        schedule: what each step removes.
+        recover: trains a pruned network.
+        epochs: of a recovery after `schedule.period` steps.
+        final_epochs: of a recovery at a saved level.
+        seed: of all streams.
+        on_step: called when a step is complete.
+        on_level: called at a saved level, before `on_step`, with the level and the network as it was before its recovery.
+    """
+    ledger = environment.ledger
+    while state.step < schedule.steps and not state.stopped:
+        step = state.step + 1
+        started = time.perf_counter()
+        task = Task(environment, state.network, state.graph, state.step)
+        ledger.step_start = ledger.distinct
+        repeated, distinct = ledger.repeated, ledger.distinct
+        with tqdm(total=agent.candidates_per_step, desc=f"search step {step}/{schedule.steps}", unit="cand", leave=False) as bar:
+            ledger.on_measure = lambda candidate, bar=bar: _advance(bar, candidate)  # type: ignore[misc]
+            candidate = agent.decide(task, numpy_generator(seed, f"agent/{step}"))
+        _carry_out(state, candidate.keep)
+        search_seconds = time.perf_counter() - started
+        state.step = step
+        if ledger.expired and step < schedule.steps:
+            state.stopped = "max_minutes"
+        level = state_level(state, schedule)
+        before = state.network
+        recovery_seconds, accuracy = 0.0, candidate.accuracy
+        rounds = final_epochs if level is not None else epochs
+        if (level is not None or schedule.recovers(step)) and rounds > 0:
+            started = time.perf_counter()
+            state.network = copy.deepcopy(before)  # `before` is kept for the table
+            phase = f"recover step {step}"
+            recover(state.network, state.teacher, rounds, phase)
+            state.recoveries.append((phase, rounds))
+            recovery_seconds = time.perf_counter() - started
+            accuracy = environment.measure(state.network)
+            _switch_teacher(state, accuracy)
+        state.steps.append(
+            StepRecord(
+                step=step,
+                sparsity=1 - state.graph.num_channels / environment.dense.channels,
+                macs=candidate.macs,
+                params=candidate.params,
+                reward=candidate.reward,
+                accuracy_pruned=candidate.accuracy,
+                accuracy_recovered=accuracy,
+                candidates=ledger.distinct - distinct,
+                repeated=ledger.repeated - repeated,
+                search_seconds=search_seconds,
+                recovery_seconds=recovery_seconds,
+            )
+        )
+        state.layers += _layer_rows(state)
+        _log_step(state.steps[-1], schedule.steps)
+        if level is not None:
+            on_level(state, level, before)
+        on_step(state)
+    return state
+
+
+def state_level(state: SearchState, schedule: Schedule) -> float | None:
+    """The level that the step just done saves at; a search that was cut short saves where it is."""
+    level = schedule.levels.get(state.step)
+    if level is None and state.stopped:
+        return round(schedule.targets[state.step - 1] / max(schedule.targets) * max(schedule.levels.values()), 4)
+    return level
+
+
+def _carry_out(state: SearchState, keep: dict[str, np.ndarray]) -> None:
+    state.network = prune(state.network, state.graph, keep)
+    state.graph = state.graph.after(keep)
+    state.kept = {name: state.kept[name][keep[name]] for name in state.kept}
+
+
+def _switch_teacher(state: SearchState, accuracy: float) -> None:
+    """A compressed network that beats the teacher on the search split becomes the teacher (RL-Pruner, section 4.1)."""
+    if accuracy > state.teacher_accuracy:
+        state.teacher = copy.deepcopy(state.network)
+        state.teacher_kept, state.teacher_accuracy = dict(state.kept), accuracy
+        log.info("step %d: the pruned network beats its teacher (%.2f %%) and takes its place", state.step, 100 * accuracy)
+
+
+def _layer_rows(state: SearchState) -> list[dict[str, Any]]:
+    return [{"step": state.step, "group": name, "units": len(units)} for name, units in state.kept.items()]
+
+
+def _advance(bar: Any, candidate: Any) -> None:
+    bar.set_postfix(accuracy=f"{100 * candidate.accuracy:.2f}%", refresh=False)
+    bar.update()
+
+
+def _log_step(record: StepRecord, steps: int) -> None:
+    recovered = f", {100 * record.accuracy_recovered:.2f} % after recovery" if record.recovery_seconds else ""
+    log.info(
+        "step %d/%d: sparsity %.1f %%, %.2f M MACs, search split %.2f %%%s; %d candidates in %.1f s",
+        record.step, steps, 100 * record.sparsity, record.macs / 1e6, 100 * record.accuracy_pruned, recovered,
+        record.candidates, record.search_seconds,
+    )  # fmt: skip

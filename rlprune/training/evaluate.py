@@ -1,0 +1,92 @@
+"""Accuracy of networks on a fixed set of images that stays on the device."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlprune.data.base import Images, Normalization
+from rlprune.training.execution import Execution
+
+log = logging.getLogger(__name__)
+RESIDENT_BYTES = 2**30  # normalised images are kept up to this size, and made anew for every pass above it
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Correct answers among n images."""
+
+    correct: int
+    correct_top5: int
+    n: int
+
+    @property
+    def top1(self) -> float:
+        """Fraction of images whose class ranks first."""
+        return self.correct / self.n
+
+    @property
+    def top5(self) -> float:
+        """Fraction of images whose class ranks among the first five."""
+        return self.correct_top5 / self.n
+
+    @property
+    def standard_error(self) -> float:
+        """Binomial standard error of top1."""
+        return math.sqrt(self.top1 * (1 - self.top1) / self.n)
+
+
+class Evaluator:
+    """Measures accuracy, network after network, on the same images.
+
+    Out of device memory, it halves its batch and says so.
+    """
+
+    def __init__(self, images: Images, normalization: Normalization, execution: Execution, *, batch_size: int = 512) -> None:
+        self.execution, self.normalization, self.batch_size = execution, normalization, batch_size
+        self.images = images.to(execution.device)
+        self._resident: list[tuple[Tensor, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def accuracy(self, model: nn.Module) -> Accuracy:
+        """Top-1 and top-5 of a network in eval mode."""
+        model.eval()
+        model.to(memory_format=self.execution.memory_format(model, training=False))  # type: ignore[call-overload]
+        while True:
+            try:
+                return self._accuracy(model)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
+                self._resident = None
+                log.warning("out of memory on %s: evaluating in batches of %d from now on", self.execution.device, self.batch_size)
+
+    @torch.inference_mode()
+    def _accuracy(self, model: nn.Module) -> Accuracy:
+        memory_format = self.execution.memory_format(model, training=False)
+        first = torch.zeros((), dtype=torch.long, device=self.execution.device)
+        five = torch.zeros_like(first)
+        for images, labels in self._batches():
+            with self.execution.autocast():
+                logits = model(images.contiguous(memory_format=memory_format))
+            ranked = logits.float().topk(min(5, logits.shape[1])).indices
+            hits = ranked == labels[:, None]
+            first += hits[:, 0].sum()
+            five += hits.sum()
+        return Accuracy(int(first), int(five), len(self.images))
+
+    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+        if self._resident is not None:
+            return self._resident
+        chunks = zip(self.images.pixels.split(self.batch_size), self.images.labels.split(self.batch_size), strict=True)
+        if self.images.pixels.numel() * 4 > RESIDENT_BYTES:
+            return ((self.normalization(pixels), labels) for pixels, labels in chunks)  # type: ignore[return-value]
+        self._resident = [
+            (self.normalization(pixels).contiguous(memory_format=torch.channels_last), labels) for pixels, labels in chunks
+        ]
+        return self._resident

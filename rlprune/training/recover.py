@@ -1,0 +1,69 @@
+"""Recovery after pruning: fine-tuning and knowledge distillation (RL-Pruner, section 3.4)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlprune.data.base import Splits
+from rlprune.data.batches import Batches
+from rlprune.seeding import derive_seed, seed_globals, torch_generator
+from rlprune.training.execution import Execution
+from rlprune.training.fit import Loss, Recipe, cross_entropy, fit
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a pruned network regains accuracy.
+
+    `rho` weighs the teacher against the labels (0: plain fine-tuning), `temperature` softens both distributions; `epochs` follow every
+    `schedule.period` pruning steps, `final_epochs` every saved level; `control` trains the dense network in the same way for comparison.
+    """
+
+    recipe: Recipe
+    batch_size: int
+    epochs: int
+    final_epochs: int
+    rho: float
+    temperature: float
+    control: bool
+
+
+def distillation(teacher: nn.Module, *, rho: float, temperature: float, execution: Execution) -> Loss:
+    """Equations 25 and 26: L = (1 − ρ) CE(student, y) + ρ T² KL(teacher/T ‖ student/T)."""
+    labels_alone = cross_entropy(0.0)
+    if rho == 0:
+        return labels_alone
+    teacher.eval().to(memory_format=execution.memory_format(teacher, training=False))  # type: ignore[call-overload]
+
+    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad(), execution.autocast():
+            targets = teacher(images)
+        student = F.log_softmax(logits / temperature, dim=1)
+        divergence = F.kl_div(student, F.log_softmax(targets.float() / temperature, dim=1), reduction="batchmean", log_target=True)
+        return (1 - rho) * labels_alone(logits, images, labels) + rho * temperature**2 * divergence
+
+    return loss
+
+
+def training_batches(splits: Splits, batch_size: int, execution: Execution, seed: int, phase: str) -> Batches:
+    """Augmented batches of the training split on the device, with a stream of random numbers of their own."""
+    return Batches(
+        splits.train.to(execution.device),
+        batch_size=batch_size,
+        normalization=splits.normalization,
+        crop=splits.crop,
+        flip=splits.flip,
+        generator=torch_generator(seed, phase, execution.device),
+    )
+
+
+def recover(
+    network: nn.Module, teacher: nn.Module, splits: Splits, *, epochs: int, recovery: Recovery, execution: Execution, seed: int, phase: str
+) -> list[float]:
+    """Train a pruned network in place; returns the loss of each epoch."""
+    seed_globals(derive_seed(seed, phase), "dropout")
+    loss = distillation(teacher, rho=recovery.rho, temperature=recovery.temperature, execution=execution)
+    batches = training_batches(splits, recovery.batch_size, execution, seed, phase)
+    return fit(network, batches, epochs=epochs, loss=loss, recipe=recovery.recipe, execution=execution, description=phase)
