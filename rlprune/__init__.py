@@ -1,7 +1,7 @@
 """rlprune: channel pruning of convolutional networks, decided by reinforcement learning.
 
-    graph = rlprune.trace(model, example_inputs)
-    smaller = rlprune.prune(model, graph, {"layer1.0.conv1": [0, 2, 5]})
+graph = rlprune.trace(model, example_inputs)
+smaller = rlprune.prune(model, graph, {"layer1.0.conv1": [0, 2, 5]})
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChannelGraph", "load", "mask", "prune", "trace", "verify"]
 
-_HOMES = {name: "rlprune.graph" for name in ("ChannelGraph", "mask", "prune", "trace", "verify")} | {"load": "rlprune.results.artefact"}
+_HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "trace", "verify"), "rlprune.graph") | {"load": "rlprune.results.artefact"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any, cast
 
 from rlprune.errors import UserError
 
@@ -60,7 +61,9 @@ def run(command: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail(command, "interrupted; what was finished is kept", code=130)
     except OSError as error:
-        return _fail(command, f"{error.filename or 'file'}: {error.strerror or error}; free space or choose another folder with paths.outputs=FOLDER")
+        return _fail(
+            command, f"{error.filename or 'file'}: {error.strerror or error}; free space or choose another folder with paths.outputs=FOLDER"
+        )
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
@@ -79,44 +82,50 @@ def explain_config_error(error: Exception, command: str) -> str | None:
     if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf", "antlr4", "yaml"):
         return None
     chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)  # type: ignore[arg-type]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
     text = "\n".join(str(link) for link in chain)
     if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'\s*\n*\s*Available options in '[^']+':\n((?:\s+\S+\n?)+)", text):
         return f"{found[1]}={found[2]}: unknown; choose one of {', '.join(found[3].split('Config search path')[0].split())}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: no such key{_nearest_key(found[1], command)}; `rlprune {command} --cfg job` shows all"
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text):
-        key = re.search(r"full_key: (\S+)", text)
-        return f"{key[1] if key else 'a key'}={found[1]}: must be of type {found[2].lower()}"
-    if found := re.search(r"full_key: (\S+)", text):
-        return f"{found[1]}: {str(chain[-1]).splitlines()[0]}"
+        return f"{_full_key(text) or 'a key'}={found[1]}: must be of type {found[2].lower()}"
+    if (key := _full_key(text)) is not None:
+        return f"{key}: {str(chain[-1]).splitlines()[0]}"
     return " ".join(str(error).split())
+
+
+def _full_key(text: str) -> str | None:
+    found = re.search(r"full_key: (\S+)", text)
+    return found.group(1) if found else None
 
 
 def _nearest_key(key: str, command: str) -> str:
     from hydra import compose, initialize_config_dir
-    from omegaconf import DictConfig
+    from omegaconf import OmegaConf
 
     from rlprune.config import conf_dir, suggestion
 
-    def keys(node: DictConfig, prefix: str = "") -> Iterable[str]:
-        for name in node:
+    def keys(node: dict[str, Any], prefix: str = "") -> Iterable[str]:
+        for name, value in node.items():
             yield f"{prefix}{name}"
-            value = node._get_node(name)
-            if isinstance(value, DictConfig):
+            if isinstance(value, dict):
                 yield from keys(value, f"{prefix}{name}.")
 
     _clear_hydra()
     with initialize_config_dir(config_dir=str(conf_dir().resolve()), version_base="1.3"):
-        return suggestion(key, keys(compose(config_name=command)))
+        known = cast(dict[str, Any], OmegaConf.to_container(compose(config_name=command)))
+        return suggestion(key, keys(known))
 
 
 def _complete(arguments: list[str]) -> int:
     """Shell completion. The shell calls it without the command, so that is read from the line being typed."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
-    if "query" in " ".join(arguments[1:]) and (len(words) < 2 or words[1] not in COMMANDS or line.rstrip() == f"{words[0]} {words[1]}" == line):
+    if "query" in " ".join(arguments[1:]) and (
+        len(words) < 2 or words[1] not in COMMANDS or line.rstrip() == f"{words[0]} {words[1]}" == line
+    ):
         typed = words[1] if len(words) > 1 else ""
         print("\n".join(name for name in COMMANDS if name.startswith(typed)))
         return 0

@@ -40,6 +40,7 @@ class Paths:
 
     outputs: str = MISSING  # runs, dense networks and caches
     data: str = MISSING  # downloaded data sets
+    run: str = MISSING  # folder of this run
 
 
 @dataclass
@@ -144,6 +145,8 @@ class ReportConfig:
 
 def register() -> None:
     """Put the skeletons where the yaml files' defaults lists find them."""
+    # A run that resumes writes into its old folder.
+    OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
     store = ConfigStore.instance()
     for name, schema in (
         ("train", RunConfig),
@@ -187,10 +190,14 @@ def build(node: Any, key: str, **runtime: Any) -> Any:
 
 
 def check_settings(
-    factory: Callable[..., Any], parameters: Mapping[str, inspect.Parameter], settings: Mapping[str, Any], key: str, given: Mapping[str, Any]
+    factory: Callable[..., Any],
+    parameters: Mapping[str, inspect.Parameter],
+    settings: Mapping[str, Any],
+    key: str,
+    given: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Settings that fit a signature; integers become floats where floats are asked for."""
-    target = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
+    target = factory.__init__ if inspect.isclass(factory) else factory
     try:
         hints = typing.get_type_hints(target)
     except (NameError, TypeError, AttributeError):
@@ -259,22 +266,40 @@ def suggestion(word: str, choices: typing.Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def shipped_model(choice: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The yaml of a shipped model with other values for its own settings: how a network named in a file is rebuilt.
+def shipped(group: str, choice: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The yaml of a shipped choice with other values for its own settings: how something named in a file is built again.
+
+    The class always comes from the shipped yaml, never from the file.
 
     Raises:
-        UserError: no such model is shipped, or a setting is not one of its yaml's.
+        UserError: no such choice is shipped, or a setting is not one of its yaml's.
     """
-    folder = conf_dir() / "model"
+    folder = conf_dir() / group
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if choice not in names:
-        raise UserError(f"model={choice}: is not shipped with this version; there are {', '.join(names)}")
+        raise UserError(f"{group}={choice}: is not shipped with this version; there are {', '.join(names)}")
     node = load_yaml(folder / f"{choice}.yaml")
     for name, value in settings.items():
         if name not in node or name == "_target_":
-            raise UserError(f"model.{name}: is no setting of model={choice}")
+            raise UserError(f"{group}.{name}: is no setting of {group}={choice}")
         node[name] = value
     return node
+
+
+def plain_settings(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A plug-in's settings without its class, as `shipped` takes them."""
+    return {key: value for key, value in node.items() if key != "_target_"}
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    """The first key whose values differ between two plain configs, with both values; None if they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    return None if old == new else f"{key} was {old}, is {new}"
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -307,7 +332,9 @@ def check_ranges(config: Any) -> None:
             schedules = ("one_cycle", "cosine", "constant")
             _require(value.lr_schedule in schedules, f"{key}.lr_schedule={value.lr_schedule}", f"must be one of {', '.join(schedules)}")
     if isinstance(config, RunConfig):
-        _require(0 <= config.training.label_smoothing < 1, f"training.label_smoothing={config.training.label_smoothing}", "must be in [0, 1)")
+        _require(
+            0 <= config.training.label_smoothing < 1, f"training.label_smoothing={config.training.label_smoothing}", "must be in [0, 1)"
+        )
         _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
     if isinstance(config, PruneConfig):
         _check_schedule(config.schedule)
@@ -316,7 +343,11 @@ def check_ranges(config: Any) -> None:
         _require(recovery.temperature > 0, f"recovery.temperature={recovery.temperature}", "must be > 0")
         _require(recovery.final_epochs >= 0, f"recovery.final_epochs={recovery.final_epochs}", "must be ≥ 0")
         _require(search.samples is None or search.samples >= 1, f"search.samples={search.samples}", "must be ≥ 1, or null for all")
-        _require(search.max_candidates is None or search.max_candidates >= 1, f"search.max_candidates={search.max_candidates}", "must be ≥ 1, or null")
+        _require(
+            search.max_candidates is None or search.max_candidates >= 1,
+            f"search.max_candidates={search.max_candidates}",
+            "must be ≥ 1, or null",
+        )
 
 
 def _check_schedule(schedule: ScheduleConfig) -> None:
@@ -324,9 +355,15 @@ def _check_schedule(schedule: ScheduleConfig) -> None:
     _require(schedule.steps >= 1, f"schedule.steps={schedule.steps}", "must be ≥ 1")
     _require(schedule.period >= 1, f"schedule.period={schedule.period}", "must be ≥ 1; recovery=none switches recovery off")
     _require(schedule.min_keep >= 1, f"schedule.min_keep={schedule.min_keep}", "must be ≥ 1")
-    _require(schedule.max_minutes is None or schedule.max_minutes > 0, f"schedule.max_minutes={schedule.max_minutes}", "must be > 0, or null")
+    _require(
+        schedule.max_minutes is None or schedule.max_minutes > 0, f"schedule.max_minutes={schedule.max_minutes}", "must be > 0, or null"
+    )
     for level in schedule.save_at:
-        _require(0 < level <= schedule.sparsity, f"schedule.save_at={schedule.save_at}", f"{level} must be in (0, schedule.sparsity={schedule.sparsity}]")
+        _require(
+            0 < level <= schedule.sparsity,
+            f"schedule.save_at={schedule.save_at}",
+            f"{level} must be in (0, schedule.sparsity={schedule.sparsity}]",
+        )
 
 
 def _require(holds: bool, subject: str, message: str) -> None:

@@ -14,7 +14,7 @@ class CostModel:
     """Sizes of every parameter as linear functions of the units removed from each group.
 
     `sizes[d]` is the dense size of dimension d, shape (tensor,), 1 where a tensor has fewer dimensions; `removed[d]` says how much of it
-    one unit of each group takes, shape (tensor, group); `uses` is how often each weight element multiplies for one example, shape (tensor,).
+    one unit of each group takes, shape (tensor, group); `uses` is how often each element multiplies for one example, shape (tensor,).
     """
 
     sizes: tuple[np.ndarray, ...]

@@ -121,7 +121,7 @@ class MCQ:
         following = task.after(candidate) if depth > 1 and not task.exhausted else None
         if following is None:
             return reward
-        next_q_values = []
+        next_q_values: list[float] = []
         for _ in range(self.sample_num):
             if following.exhausted and next_q_values:
                 break
@@ -156,7 +156,8 @@ class MCQ:
 
         A share is taken as at least a thousandth of its initial value, so that one that fell to zero can return.
         """
-        assert self.distribution is not None and self.initial is not None
+        assert self.distribution is not None
+        assert self.initial is not None
         base = np.maximum(self.distribution, self.initial / 1000)
         moved = base + self.step_size * (action - base)  # eq. 19
         clipped = base * np.clip(moved / base, 1 - self.clip, 1 + self.clip)  # eq. 20

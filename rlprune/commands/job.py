@@ -1,18 +1,20 @@
 """How a command's task runs under Hydra: resolved config, run folder, log, and failures that leave a trace."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rlprune.files import write_failure, write_text
-from rlprune.config import conf_dir, register, resolve
+from rlprune.config import conf_dir, first_difference, register, resolve
 from rlprune.errors import UserError
+from rlprune.files import write_failure, write_text
 
 log = logging.getLogger("rlprune")
 
@@ -26,11 +28,15 @@ def command(name: str) -> Callable[[Callable[[Any, Path, dict[str, str]], None]]
     def decorate(task: Callable[[Any, Path, dict[str, str]], None]) -> Callable[[], None]:
         def run(raw: DictConfig) -> None:
             hydra_config = HydraConfig.get()
-            run_dir = Path(hydra_config.runtime.output_dir)
+            run_dir = _relative(Path(hydra_config.runtime.output_dir))
             choices = {key: str(value) for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
             try:
                 config = resolve(raw)
-                write_text(run_dir / "config.yaml", OmegaConf.to_yaml(raw))
+                text = OmegaConf.to_yaml(raw)
+                if getattr(config, "resume", None) is not None:
+                    _check_resume(run_dir, text)
+                else:
+                    write_text(run_dir / "config.yaml", text)
                 task(config, run_dir, choices)
             except (UserError, OSError) as error:
                 message = str(error) if isinstance(error, UserError) else f"{error.filename or 'file'}: {error.strerror or error}"
@@ -49,6 +55,29 @@ def command(name: str) -> Callable[[Callable[[Any, Path, dict[str, str]], None]]
         return _unwrap(hydra.main(config_path=str(conf_dir().resolve()), config_name=name, version_base="1.3")(run))
 
     return decorate
+
+
+def _relative(path: Path) -> Path:
+    """The path as a user in this folder would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _check_resume(run_dir: Path, text: str) -> None:
+    """A run goes on only with the configuration it was started with."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # Hydra has just made it
+        raise UserError(f"resume={run_dir}: holds no run; name the folder of one, or start anew without resume")
+    if (run_dir / "result.json").exists():
+        raise UserError(f"resume={run_dir}: that run is done; start anew without resume")
+    old, new = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
+    for config in (old, new):
+        config.pop("resume", None)
+        config.get("paths", {}).pop("run", None)
+    difference = first_difference(old, new)
+    if difference:
+        raise UserError(f"resume={run_dir}: {difference}; resume with the same line, or start anew without resume")
 
 
 class _Stop(BaseException):

@@ -11,6 +11,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Train or load, trace, search, prune, recover, test once, write."""
     from rlprune.commands.setup import make_dense, make_recipe, make_setup
     from rlprune.config import build
+    from rlprune.results.record import Identity
     from rlprune.search.job import PruneJob
     from rlprune.training.recover import Recovery
 
@@ -32,17 +33,11 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         reward=reward,
         criterion=criterion,
         recovery=recovery,
-        execution=setup.execution,
-        dataset=setup.dataset,
-        splits=setup.splits,
-        origin=setup.origin,
-        example=setup.example(),
+        setup=setup,
         schedule=config.schedule,
         search=config.search,
         ignore=config.ignore,
-        seed=config.seed,
-        run_dir=run_dir,
-        choices=choices,
+        identity=Identity("prune", run_dir, choices, config.seed),
     )
     with job.clock.phase("dense"):
         dense = make_dense(config, setup, choices)

@@ -1,6 +1,6 @@
 """From a config to the objects that several commands need."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,32 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlprune.config import RunConfig, build
-from rlprune.data.base import Dataset, Splits, split
+from rlprune.config import RunConfig, build, plain_settings
+from rlprune.data.base import Dataset, split
 from rlprune.errors import UserError
-from rlprune.results.artefact import Origin
+from rlprune.results.origin import Origin
+from rlprune.setup import Setup
 from rlprune.training.dense import Dense, dense_path, obtain_dense
 from rlprune.training.execution import Execution, choose_execution
 from rlprune.training.fit import Recipe
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a run works with; the test split is not opened."""
-
-    execution: Execution
-    dataset: Dataset
-    splits: Splits
-    origin: Origin
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one image: (C, H, W)."""
-        return (self.origin.in_channels, *self.origin.image_size)
-
-    def example(self) -> torch.Tensor:
-        """Two training images, normalised, shape (2, C, H, W)."""
-        return self.splits.normalization(self.splits.train.pixels[:2]).to(self.execution.device)
 
 
 def make_execution(config: RunConfig) -> Execution:
@@ -60,7 +42,9 @@ def make_setup(config: RunConfig, choices: dict[str, str]) -> Setup:
     channels, *size = splits.train.pixels.shape[1:]
     origin = Origin(
         model=choices["model"],
-        settings={key: value for key, value in config.model.items() if key != "_target_"},
+        model_settings=plain_settings(config.model),
+        dataset=choices["dataset"],
+        dataset_settings=plain_settings(config.dataset),
         in_channels=channels,
         image_size=(size[0], size[1]),
         class_names=splits.class_names,
@@ -96,10 +80,20 @@ def _optimizer(node: dict[str, Any], key: str, groups: list[dict[str, Any]]) -> 
     return optimizer
 
 
-def make_dense(config: RunConfig, setup: Setup, choices: dict[str, str], *, again: bool = False) -> Dense:
+def make_dense(config: RunConfig, setup: Setup, choices: dict[str, str], *, train: bool = False) -> Dense:
     """The dense network: from `checkpoint`, kept from an earlier run, or trained now."""
     data = {key: value for key, value in config.dataset.items() if key != "root"}
-    facts = [config.model, data, str(config.dataset.get("root")), asdict(config.training), config.seed, str(setup.execution.dtype), len(setup.splits.train)]
+    if train and config.checkpoint is not None:
+        data["from"] = config.checkpoint  # a fine-tuned network is not the one trained from scratch
+    facts = [
+        config.model,
+        data,
+        str(config.dataset.get("root")),
+        asdict(config.training),
+        config.seed,
+        str(setup.execution.dtype),
+        len(setup.splits.train),
+    ]
     return obtain_dense(
         partial(make_network, config, setup),
         setup.splits,
@@ -111,5 +105,5 @@ def make_dense(config: RunConfig, setup: Setup, choices: dict[str, str], *, agai
         recipe=make_recipe(config.training, "training"),
         execution=setup.execution,
         seed=config.seed,
-        again=again,
+        train=train,
     )

@@ -14,5 +14,7 @@ class L1:
     def scores(self, model: nn.Module, graph: ChannelGraph, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Images and labels are not used."""
         parameters = dict(model.named_parameters())
-        by_channel = {name: by_output_channel(parameters[name].detach(), dim).abs().sum(dim=1) for name, dim in producing_weights(graph).items()}
+        by_channel = {
+            name: by_output_channel(parameters[name].detach(), dim).abs().sum(dim=1) for name, dim in producing_weights(graph).items()
+        }
         return {group.name: unit_means(group, by_channel) for group in graph.groups}

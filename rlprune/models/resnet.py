@@ -63,7 +63,9 @@ class CifarResNet(nn.Module):
         blocks = (depth - 2) // 6
         before = [stages[0], *stages]
         layers = [
-            nn.Sequential(*(BasicBlock(before[i] if b == 0 else stages[i], stages[i], 2 if i and b == 0 else 1, shortcut) for b in range(blocks)))
+            nn.Sequential(
+                *(BasicBlock(before[i] if b == 0 else stages[i], stages[i], 2 if i and b == 0 else 1, shortcut) for b in range(blocks))
+            )
             for i in range(3)
         ]
         self.layer1, self.layer2, self.layer3 = layers

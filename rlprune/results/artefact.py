@@ -1,8 +1,7 @@
 """A pruned network on disk: what was kept as JSON, the weights as safetensors, no pickled code."""
 
 import hashlib
-import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,97 +10,139 @@ import torch
 from torch import nn
 
 from rlprune.checkpoint import load_into, load_tensors, save_tensors
-from rlprune.config import build, shipped_model
 from rlprune.errors import UserError
 from rlprune.files import read_json, write_json
-from rlprune.graph import prune, trace
+from rlprune.graph import ChannelGraph, prune, trace
+from rlprune.results.origin import Origin
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Origin:
-    """How the dense network is made again: a shipped model by its name, and the images it takes."""
+class Artefact:
+    """A pruned network, where it came from, and what its plan says."""
 
-    model: str
-    settings: dict[str, Any]
-    in_channels: int
-    image_size: tuple[int, int]
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def build(self) -> nn.Module:
-        """The dense network, with weights as initialised.
-
-        Raises:
-            UserError: this version ships no such model, or the settings do not fit it.
-        """
-        node = shipped_model(self.model, self.settings)
-        return build(node, "model", in_channels=self.in_channels, num_classes=len(self.class_names))
-
-    def example(self) -> torch.Tensor:
-        """Two images of zeros and ones to trace with, shape (2, C, H, W)."""
-        shape = (self.in_channels, *self.image_size)
-        return torch.stack([torch.zeros(shape), torch.ones(shape)])
+    network: nn.Module
+    origin: Origin
+    plan: dict[str, Any]
 
 
-def save_artefact(folder: Path, network: nn.Module, origin: Origin, kept: dict[str, np.ndarray], ignore: list[str], facts: dict[str, Any]) -> None:
-    """Write `plan.json` and `weights.safetensors`; the plan comes last, so that a folder with a plan is whole."""
-    tensors = network.state_dict()
-    save_tensors(folder / "weights.safetensors", tensors)
+def save_artefact(
+    folder: Path,
+    *,
+    before: nn.Module,
+    after: nn.Module,
+    origin: Origin,
+    keep: dict[str, np.ndarray],
+    ignore: list[str],
+    facts: dict[str, Any],
+) -> None:
+    """Write the weights before and after recovery and `plan.json`, which comes last: a folder with a plan is whole.
+
+    Args:
+        folder: where to write.
+        before: the pruned network.
+        after: the same network after its recovery.
+        origin: of the dense network.
+        keep: units of the dense network that stay, by group.
+        ignore: layers that were left alone as asked; the groups are found again with it.
+        facts: further entries of the plan.
+    """
+    save_tensors(folder / "before_recovery.safetensors", before.state_dict())
+    save_tensors(folder / "weights.safetensors", after.state_dict())
     plan = {
         "format": FORMAT,
-        "model": origin.model,
-        "settings": origin.settings,
-        "in_channels": origin.in_channels,
-        "image_size": list(origin.image_size),
-        "class_names": list(origin.class_names),
-        "mean": list(origin.mean),
-        "std": list(origin.std),
+        "origin": asdict(origin),
+        "keep": {name: units.tolist() for name, units in keep.items()},
         "ignore": ignore,
-        "keep": {name: units.tolist() for name, units in kept.items()},
-        "weights_sha256": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
+        "weights_sha256": _digest(folder / "weights.safetensors"),
         **facts,
     }
     write_json(folder / "plan.json", plan)
 
 
-def load_artefact(folder: Path) -> tuple[nn.Module, Origin, dict[str, Any]]:
+def load_artefact(folder: Path) -> Artefact:
     """Rebuild a pruned network from its folder. No code is taken from the files: a plan only names shipped models.
 
     Raises:
         UserError: a file is absent, damaged, of a newer version, or does not fit the others; names it.
     """
     path = folder / "plan.json"
+    plan, origin, keep = read_plan(path)
+    try:
+        dense = origin.build()
+        graph = trace(dense, torch.zeros(2, *origin.shape), ignore=map(str, plan["ignore"]))
+        network = prune(dense, graph, keep)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    _load(network, folder / "weights.safetensors", plan)
+    return Artefact(network.eval(), origin, plan)
+
+
+def load_levels(folder: Path, dense: nn.Module, graph: ChannelGraph) -> tuple[nn.Module, nn.Module]:
+    """The networks before and after recovery of one saved level, cut out of the dense network at hand."""
+    plan, _, keep = read_plan(folder / "plan.json")
+    before, after = prune(dense, graph, keep), prune(dense, graph, keep)
+    load_into(before, load_tensors(folder / "before_recovery.safetensors")[0], str(folder / "before_recovery.safetensors"))
+    _load(after, folder / "weights.safetensors", plan)
+    return before.eval(), after.eval()
+
+
+def load(path: str | Path) -> nn.Module:
+    """The pruned network of a run folder, or of an artefact folder in it, in eval mode.
+
+    It takes images normalised with the `mean` and `std` that `plan.json` names, and runs no code from the files.
+    """
+    return load_artefact(find_artefact(Path(path))).network
+
+
+def find_artefact(path: Path) -> Path:
+    """The folder that holds plan.json: the path itself, or `pruned` in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (path, path / "pruned"):
+        if (folder / "plan.json").is_file():
+            return folder
+    raise UserError(f"run={path}: has no pruned/plan.json; name the folder of a finished `rlprune prune`")
+
+
+def read_plan(path: Path) -> tuple[dict[str, Any], Origin, dict[str, np.ndarray]]:
+    """A plan, its origin and its kept units, checked for form.
+
+    Raises:
+        UserError: the plan is absent, damaged, or of another format.
+    """
     plan = read_json(path)
     if plan.get("format") != FORMAT:
         raise UserError(f"{path}: has format {plan.get('format')}, this version reads {FORMAT}; use the version that wrote it")
     try:
+        raw = plan["origin"]
         origin = Origin(
-            model=str(plan["model"]),
-            settings=dict(plan["settings"]),
-            in_channels=int(plan["in_channels"]),
-            image_size=(int(plan["image_size"][0]), int(plan["image_size"][1])),
-            class_names=tuple(map(str, plan["class_names"])),
-            mean=tuple(map(float, plan["mean"])),
-            std=tuple(map(float, plan["std"])),
+            model=str(raw["model"]),
+            model_settings=dict(raw["model_settings"]),
+            dataset=str(raw["dataset"]),
+            dataset_settings=dict(raw["dataset_settings"]),
+            in_channels=int(raw["in_channels"]),
+            image_size=(int(raw["image_size"][0]), int(raw["image_size"][1])),
+            class_names=tuple(map(str, raw["class_names"])),
+            mean=tuple(map(float, raw["mean"])),
+            std=tuple(map(float, raw["std"])),
         )
         keep = {str(name): np.array(units, dtype=int) for name, units in plan["keep"].items()}
-        ignore, digest = list(map(str, plan["ignore"])), str(plan["weights_sha256"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        str(plan["weights_sha256"]), list(plan["ignore"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: lacks or garbles {error}; the file is damaged, use another run") from error
-    if not re.fullmatch(r"\w+", origin.model):
-        raise UserError(f"{path}: model {origin.model!r} is no name of a shipped model")
-    weights = folder / "weights.safetensors"
-    tensors, _ = load_tensors(weights)
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
-        raise UserError(f"{weights}: does not belong to {path} (its hash differs); copy the whole folder again")
-    try:
-        dense = origin.build()
-        graph = trace(dense, origin.example(), ignore=ignore)
-        network = prune(dense, graph, keep)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    load_into(network, tensors, str(weights))
-    return network.eval(), origin, plan
+    return plan, origin, keep
+
+
+def _load(network: nn.Module, path: Path, plan: dict[str, Any]) -> None:
+    tensors, _ = load_tensors(path)
+    if _digest(path) != plan["weights_sha256"]:
+        raise UserError(f"{path}: does not belong to {path.parent / 'plan.json'} (its hash differs); copy the whole folder again")
+    load_into(network, tensors, str(path))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from rlprune.cost import measure_latency
-from rlprune.data.base import Dataset, Images, Normalization, limited
+from rlprune.data.base import Dataset, Images, limited
 from rlprune.errors import UserError
+from rlprune.setup import Setup
 from rlprune.training.evaluate import Accuracy, Evaluator
 from rlprune.training.execution import Execution
 
@@ -26,17 +27,14 @@ def open_test_split(dataset: Dataset, num_classes: int, shape: tuple[int, ...]) 
     return images
 
 
-def final_test(
-    networks: Mapping[str, nn.Module], dataset: Dataset, normalization: Normalization, execution: Execution, num_classes: int, shape: tuple[int, ...]
-) -> dict[str, Accuracy]:
+def final_test(networks: Mapping[str, nn.Module], setup: Setup) -> dict[str, Accuracy]:
     """Accuracy of every network on the test split."""
-    evaluator = Evaluator(open_test_split(dataset, num_classes, shape), normalization, execution)
+    images = open_test_split(setup.dataset, len(setup.origin.class_names), setup.origin.shape)
+    evaluator = Evaluator(images, setup.splits.normalization, setup.execution)
     return {name: evaluator.accuracy(network) for name, network in networks.items()}
 
 
 def latency_ms(network: nn.Module, shape: tuple[int, ...], execution: Execution) -> float:
     """Median milliseconds for one image in float32."""
-    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network.to(memory_format=torch.contiguous_format)
     return 1000 * measure_latency(network, torch.zeros(1, *shape, device=execution.device))
-
-

@@ -12,7 +12,7 @@ from rlprune.results.record import Row, StepRecord
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
-def plot_accuracy(path: Path, steps: Sequence[StepRecord], rows: Sequence[Row], dense_accuracy: float) -> None:
+def plot_accuracy(path: Path, steps: Sequence[StepRecord], rows: Sequence[Row]) -> None:
     """Accuracy against channel sparsity: the search split along the way, the test split at the saved levels."""
     figure, axes = _figure()
     sparsity = [0.0] + [100 * step.sparsity for step in steps]
@@ -20,7 +20,9 @@ def plot_accuracy(path: Path, steps: Sequence[StepRecord], rows: Sequence[Row], 
         ("pruned, search split", [step.accuracy_pruned for step in steps], COLOURS[1], "--"),
         ("after recovery, search split", [step.accuracy_recovered for step in steps], COLOURS[0], "-"),
     ):
-        axes.plot(sparsity, [100 * value for value in (dense_accuracy, *values)], style, color=colour, label=label, marker="o", markersize=3)
+        axes.plot(
+            sparsity, [100 * value for value in (rows[0].search_top1, *values)], style, color=colour, label=label, marker="o", markersize=3
+        )
     tested = [row for row in rows if row.name.startswith("recovered")]
     axes.errorbar(
         [100 * row.sparsity for row in tested],

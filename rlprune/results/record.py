@@ -37,6 +37,29 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Which run this is: its folder, what was chosen in each config group, its seed."""
+
+    command: str
+    run_dir: Path
+    choices: dict[str, str]
+    seed: int
+
+
+@dataclass
+class History:
+    """Of a search so far: rows of metrics.csv and layers.csv, saved levels (folder, level, sparsity, macs), recoveries (phase, epochs)."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    levels: list[dict[str, Any]] = field(default_factory=list)
+    recoveries: list[tuple[str, int]] = field(default_factory=list)
+    candidates: int = 0  # distinct ones measured
+    repeated: int = 0  # answered from the cache
+    stopped: str = ""  # why the search ended before its last step
+
+
+@dataclass(frozen=True)
 class Row:
     """One network of the final table. Accuracies are fractions, on the test split except `search_top1`."""
 
@@ -69,10 +92,10 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def write_steps(run_dir: Path, steps: list[StepRecord], layers: list[dict[str, Any]]) -> None:
+def write_steps(run_dir: Path, history: History) -> None:
     """metrics.csv, a row a step, and layers.csv, the units kept in every group at every step."""
-    write_text(run_dir / "metrics.csv", pd.DataFrame([asdict(step) for step in steps]).to_csv(index=False))
-    write_text(run_dir / "layers.csv", pd.DataFrame(layers).to_csv(index=False))
+    write_text(run_dir / "metrics.csv", pd.DataFrame([asdict(step) for step in history.steps]).to_csv(index=False))
+    write_text(run_dir / "layers.csv", pd.DataFrame(history.layers).to_csv(index=False))
 
 
 def environment(device: torch.device) -> dict[str, Any]:

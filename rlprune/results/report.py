@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
-from rlprune.files import read_json
 from rlprune.errors import UserError
+from rlprune.files import read_json
 from rlprune.results.tables import count
 
 
@@ -21,19 +22,29 @@ def collect(pattern: str) -> tuple[pd.DataFrame, list[str]]:
     lines: list[dict[str, Any]] = []
     skipped = []
     for folder in folders:
+        if not _is_prune(folder):
+            continue
         if not (folder / "result.json").exists():
-            error = read_json(folder / "failed.json").get("error", "") if (folder / "failed.json").exists() else "no result.json: unfinished"
+            error = (
+                read_json(folder / "failed.json").get("error", "") if (folder / "failed.json").exists() else "no result.json: unfinished"
+            )
             skipped.append(f"{folder}: {error}")
             continue
         try:
             result = read_json(folder / "result.json")
-            if result["command"] == "prune":
-                lines += [_line(folder, result, row) for row in result["rows"]]
+            lines += [_line(folder, result, row) for row in result["rows"]]
         except (UserError, KeyError, TypeError) as error:
             skipped.append(f"{folder}: result.json cannot be read ({error})")
     if not lines:
         raise UserError(f"runs={pattern}: no finished prune run there; try runs='outputs/prune/*'")
     return pd.DataFrame(lines), skipped
+
+
+def _is_prune(folder: Path) -> bool:
+    try:
+        return "agent" in yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, TypeError):
+        return False
 
 
 def _markers(path: Path) -> list[Path]:
@@ -73,7 +84,9 @@ def for_people(frame: pd.DataFrame) -> pd.DataFrame:
             "agent": frame["agent"],
             "seed": frame["seed"],
             "network": frame["network"],
-            "top-1 %": [f"{100 * top1:.2f} ± {100 * error:.2f}" for top1, error in zip(frame["top1"], frame["standard_error"], strict=True)],
+            "top-1 %": [
+                f"{100 * top1:.2f} ± {100 * error:.2f}" for top1, error in zip(frame["top1"], frame["standard_error"], strict=True)
+            ],
             "Δ": [f"{100 * delta:+.2f}" for delta in frame["delta"]],
             "n": frame["n"],
             "parameters": frame["params"].map(count),

@@ -1,9 +1,11 @@
 """Tables for people: percent, millions, and the uncertainty beside each accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
+from rlprune.graph import ChannelGraph, Verdict
 from rlprune.results.record import Row
 
 
@@ -27,6 +29,36 @@ def run_table(rows: Sequence[Row]) -> pd.DataFrame:
         }
         table.append(line)
     return pd.DataFrame(table)
+
+
+def group_table(graph: ChannelGraph, verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
+    """What can be removed: a row a group, with the verdict of its check if there was one."""
+    lines = []
+    for index, group in enumerate(graph.groups):
+        one = np.eye(len(graph.groups))[index]
+        none = np.zeros(len(graph.groups))
+        line = {
+            "group": group.name,
+            "units": group.num_units,
+            "channels a unit": group.channels_per_unit,
+            "MACs a unit": count(graph.cost.macs(none) - graph.cost.macs(one)),
+            "parameters a unit": count(graph.cost.params(none) - graph.cost.params(one)),
+            "layers": _shorten(group.layers),
+        }
+        if verdicts:
+            line["zeroed = removed"] = "exact" if verdicts[group.name].exact else str(verdicts[group.name])
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def frozen_table(graph: ChannelGraph) -> pd.DataFrame:
+    """What is left alone, and why."""
+    return pd.DataFrame([{"kept layer": frozen.layer, "channels": frozen.channels, "reason": frozen.reason} for frozen in graph.frozen])
+
+
+def _shorten(names: Sequence[str], shown: int = 4) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def count(number: float) -> str:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from rlprune.agents.base import Agent
 from rlprune.graph import ChannelGraph, prune
-from rlprune.results.record import StepRecord
+from rlprune.results.record import History, StepRecord
 from rlprune.search.schedule import Schedule
 from rlprune.search.task import Environment, Task
 from rlprune.seeding import numpy_generator
@@ -32,10 +33,7 @@ class SearchState:
     teacher_kept: dict[str, np.ndarray]
     teacher_accuracy: float
     step: int = 0  # steps done
-    steps: list[StepRecord] = field(default_factory=list)
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    recoveries: list[tuple[str, int]] = field(default_factory=list)  # (phase, epochs), for the control
-    stopped: str = ""  # why the search ended before its last step
+    history: History = field(default_factory=History)
 
 
 Recover = Callable[[nn.Module, nn.Module, int, str], None]
@@ -46,7 +44,7 @@ def start_state(network: nn.Module, graph: ChannelGraph, accuracy: float) -> Sea
     """The search before its first step: the dense network is its own teacher."""
     kept = {group.name: np.arange(group.num_units) for group in graph.groups}
     state = SearchState(network, graph, kept, network, dict(kept), accuracy)
-    state.layers += _layer_rows(state)
+    state.history.layers += _layer_rows(state)
     return state
 
 
@@ -65,7 +63,7 @@ def run_search(
 ) -> SearchState:
     """Carry a search from where it is to its end.
 
-    Random numbers are drawn from streams that belong to a step, so a search that continues from a saved state equals one that never stopped.
+    Random numbers come from streams that belong to a step, so a search that continues from a saved state equals an unbroken one.
 
     Args:
         state: where the search is; changed in place.
@@ -80,20 +78,20 @@ def run_search(
         on_level: called at a saved level, before `on_step`, with the level and the network as it was before its recovery.
     """
     ledger = environment.ledger
-    while state.step < schedule.steps and not state.stopped:
+    while state.step < schedule.steps and not state.history.stopped:
         step = state.step + 1
         started = time.perf_counter()
         task = Task(environment, state.network, state.graph, state.step)
         ledger.step_start = ledger.distinct
         repeated, distinct = ledger.repeated, ledger.distinct
         with tqdm(total=agent.candidates_per_step, desc=f"search step {step}/{schedule.steps}", unit="cand", leave=False) as bar:
-            ledger.on_measure = lambda candidate, bar=bar: _advance(bar, candidate)  # type: ignore[misc]
+            ledger.on_measure = partial(_advance, bar)
             candidate = agent.decide(task, numpy_generator(seed, f"agent/{step}"))
         _carry_out(state, candidate.keep)
         search_seconds = time.perf_counter() - started
         state.step = step
         if ledger.expired and step < schedule.steps:
-            state.stopped = "max_minutes"
+            state.history.stopped = "max_minutes"
         level = state_level(state, schedule)
         before = state.network
         recovery_seconds, accuracy = 0.0, candidate.accuracy
@@ -103,11 +101,11 @@ def run_search(
             state.network = copy.deepcopy(before)  # `before` is kept for the table
             phase = f"recover step {step}"
             recover(state.network, state.teacher, rounds, phase)
-            state.recoveries.append((phase, rounds))
+            state.history.recoveries.append((phase, rounds))
             recovery_seconds = time.perf_counter() - started
             accuracy = environment.measure(state.network)
             _switch_teacher(state, accuracy)
-        state.steps.append(
+        state.history.steps.append(
             StepRecord(
                 step=step,
                 sparsity=1 - state.graph.num_channels / environment.dense.channels,
@@ -122,8 +120,9 @@ def run_search(
                 recovery_seconds=recovery_seconds,
             )
         )
-        state.layers += _layer_rows(state)
-        _log_step(state.steps[-1], schedule.steps)
+        state.history.layers += _layer_rows(state)
+        state.history.candidates, state.history.repeated = ledger.distinct, ledger.repeated
+        _log_step(state.history.steps[-1], schedule.steps)
         if level is not None:
             on_level(state, level, before)
         on_step(state)
@@ -133,7 +132,7 @@ def run_search(
 def state_level(state: SearchState, schedule: Schedule) -> float | None:
     """The level that the step just done saves at; a search that was cut short saves where it is."""
     level = schedule.levels.get(state.step)
-    if level is None and state.stopped:
+    if level is None and state.history.stopped:
         return round(schedule.targets[state.step - 1] / max(schedule.targets) * max(schedule.levels.values()), 4)
     return level
 

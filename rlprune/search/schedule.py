@@ -8,7 +8,11 @@ from rlprune.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """`targets[k]`: channels removed after step k + 1; `levels`: step (from 1) → sparsity at which it saves; `period`: steps between recoveries."""
+    """When a search removes, recovers and saves.
+
+    `targets[k]` are the channels removed after step k + 1, `levels` maps steps (from 1) to the sparsity saved there, and the network
+    recovers every `period` steps.
+    """
 
     targets: tuple[int, ...]
     levels: dict[int, float]
@@ -32,7 +36,7 @@ def make_schedule(*, sparsity: float, steps: int, period: int, save_at: Sequence
     """
     if round(sparsity * channels) > removable:
         raise UserError(
-            f"schedule.sparsity={sparsity}: at most {removable / channels:.3f} is within reach, as schedule.min_keep units stay in every group"
+            f"schedule.sparsity={sparsity}: at most {removable / channels:.3f} is within reach, as schedule.min_keep units stay"
         )
     shares = [sparsity * step / steps for step in range(1, steps + 1)]
     levels: dict[int, float] = {}

@@ -27,8 +27,8 @@ class Dense:
 
     network: nn.Module
     path: str
-    trained_now: bool
     search_split_seen: str  # no, or unknown for weights from elsewhere
+    losses: list[float]  # of each epoch, where the training was watched
 
 
 def dense_path(folder: Path, choices: dict[str, str], facts: Any) -> Path:
@@ -49,9 +49,9 @@ def obtain_dense(
     recipe: Recipe,
     execution: Execution,
     seed: int,
-    again: bool = False,
+    train: bool = False,
 ) -> Dense:
-    """Load `checkpoint`, or the file at `path` of an earlier run, or train and keep it there.
+    """Load `checkpoint`, or the file at `path` of an earlier run, or train and keep it there; with `train`, train in any case.
 
     Raises:
         UserError: a checkpoint that is absent, damaged, or of another architecture; a training whose loss is not finite.
@@ -61,15 +61,18 @@ def obtain_dense(
     if checkpoint is not None:
         tensors, _ = load_weights(Path(checkpoint))
         load_into(network, tensors, f"checkpoint={checkpoint}")
-        return Dense(network.to(execution.device).eval(), checkpoint, False, "unknown")
-    if path.exists() and not again:
+        if not train:
+            return Dense(network.to(execution.device).eval(), checkpoint, "unknown", [])
+    elif path.exists() and not train:
         try:
-            load_into(network, load_tensors(path)[0], str(path))
+            tensors, metadata = load_tensors(path)
+            load_into(network, tensors, str(path))
             log.info("dense network: loaded %s", path)
-            return Dense(network.to(execution.device).eval(), str(path), False, "no")
+            return Dense(network.to(execution.device).eval(), str(path), "no", metadata.get("losses", []))
         except UserError as error:
             log.warning("%s; training it again", error)
-    log.info("dense network: none kept for these settings; training %d epochs on %d images", epochs, len(splits.train))
+    reason = "as asked" if train else "none kept for these settings"
+    log.info("dense network: %s; training %d epochs on %d images", reason, epochs, len(splits.train))
     network.to(execution.device)
     seed_globals(seed, "dense training")
     batches = training_batches(splits, batch_size, execution, seed, "dense training")
@@ -78,4 +81,4 @@ def obtain_dense(
     )
     save_tensors(path, network.state_dict(), {"epochs": epochs, "losses": losses})
     log.info("dense network: kept in %s for the next run", path)
-    return Dense(network.eval(), str(path), True, "no")
+    return Dense(network.eval(), str(path), "no" if checkpoint is None else "unknown", losses)

@@ -55,7 +55,7 @@ class Evaluator:
     def accuracy(self, model: nn.Module) -> Accuracy:
         """Top-1 and top-5 of a network in eval mode."""
         model.eval()
-        model.to(memory_format=self.execution.memory_format(model, training=False))  # type: ignore[call-overload]
+        model.to(memory_format=self.execution.memory_format(model, training=False))
         while True:
             try:
                 return self._accuracy(model)
@@ -86,7 +86,5 @@ class Evaluator:
         chunks = zip(self.images.pixels.split(self.batch_size), self.images.labels.split(self.batch_size), strict=True)
         if self.images.pixels.numel() * 4 > RESIDENT_BYTES:
             return ((self.normalization(pixels), labels) for pixels, labels in chunks)  # type: ignore[return-value]
-        self._resident = [
-            (self.normalization(pixels).contiguous(memory_format=torch.channels_last), labels) for pixels, labels in chunks
-        ]
+        self._resident = [(self.normalization(pixels).contiguous(memory_format=torch.channels_last), labels) for pixels, labels in chunks]
         return self._resident

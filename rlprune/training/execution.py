@@ -26,8 +26,8 @@ class Execution:
     def memory_format(self, model: nn.Module, *, training: bool) -> torch.memory_format:
         """channels_last, except where it is slower.
 
-        Training on a CPU slows down several times when channel counts are no multiples of 16 (scripts/benchmarks/memory_format.py), so `auto`
-        then takes the plain format. The rule looks at the widths, not at a clock, so that equal runs stay equal.
+        On a CPU, training slows down several times where channel counts are no multiples of 16 (scripts/benchmarks/memory_format.py), so
+        `auto` then takes the plain format. The rule looks at the widths, not at a clock, so that equal runs stay equal.
         """
         convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         odd = any(module.out_channels % 16 for module in convolutions)
@@ -53,7 +53,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise UserError(f"device={name}: this machine has {count or 'no'} CUDA device{'s' * (count != 1)}; use device=auto or device=cpu")
+            raise UserError(
+                f"device={name}: this machine has {count or 'no'} CUDA device{'s' * (count != 1)}; use device=auto or device=cpu"
+            )
     return device
 
 

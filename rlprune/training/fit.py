@@ -78,7 +78,7 @@ def fit(
     optimizer = recipe.optimizer(parameter_groups(model))
     scheduler = make_scheduler(optimizer, recipe.lr_schedule, epochs * len(batches))
     memory_format = execution.memory_format(model, training=True)
-    model.to(memory_format=memory_format).train()  # type: ignore[call-overload]
+    model.to(memory_format=memory_format).train()
     forward = torch.compile(model) if execution.compile else model
     history = []
     with tqdm(total=epochs * len(batches), desc=description, unit="batch", leave=False) as bar:
@@ -105,7 +105,9 @@ def fit(
 
 
 def _require_finite(model: nn.Module, loss: float, where: str) -> None:
-    finite = torch.isfinite(torch.tensor(loss)) and all(bool(torch.isfinite(tensor).all()) for tensor in _floats(model.state_dict().values()))
+    finite = torch.isfinite(torch.tensor(loss)) and all(
+        bool(torch.isfinite(tensor).all()) for tensor in _floats(model.state_dict().values())
+    )
     if not finite:
         raise UserError(f"{where}: the loss or a weight is no longer finite (loss {loss}); lower optimizer.lr or set clip_norm=1.0")
 

@@ -1,7 +1,10 @@
 """Recovery after pruning: fine-tuning and knowledge distillation (RL-Pruner, section 3.4)."""
 
-from dataclasses import dataclass
+import copy
+import time
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +38,7 @@ def distillation(teacher: nn.Module, *, rho: float, temperature: float, executio
     labels_alone = cross_entropy(0.0)
     if rho == 0:
         return labels_alone
-    teacher.eval().to(memory_format=execution.memory_format(teacher, training=False))  # type: ignore[call-overload]
+    teacher.eval().to(memory_format=execution.memory_format(teacher, training=False))
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad(), execution.autocast():
@@ -67,3 +70,14 @@ def recover(
     loss = distillation(teacher, rho=recovery.rho, temperature=recovery.temperature, execution=execution)
     batches = training_batches(splits, recovery.batch_size, execution, seed, phase)
     return fit(network, batches, epochs=epochs, loss=loss, recipe=recovery.recipe, execution=execution, description=phase)
+
+
+def epoch_seconds(network: nn.Module, splits: Splits, *, recovery: Recovery, execution: Execution, seed: int) -> float:
+    """Seconds that one recovery epoch of a network takes, measured on two batches; a copy is trained."""
+    few = splits.train.subset(np.arange(min(len(splits.train), recovery.batch_size * 2)))
+    start = time.perf_counter()
+    recover(
+        copy.deepcopy(network), network, replace(splits, train=few),
+        epochs=1, recovery=recovery, execution=execution, seed=seed, phase="time an epoch",
+    )  # fmt: skip
+    return (time.perf_counter() - start) * len(splits.train) / len(few)

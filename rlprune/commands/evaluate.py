@@ -1,0 +1,43 @@
+"""`rlprune evaluate`: the accuracy of a pruned network, or of any checkpoint, on the test split."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from rlprune.commands.job import command
+from rlprune.config import EvaluateConfig, shipped
+from rlprune.errors import UserError
+
+
+@command("evaluate")
+def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None:
+    """Rebuild a network from its files and test it, on the data it was made for unless another data set is named."""
+    from rlprune.commands.setup import make_dense, make_setup
+    from rlprune.graph import trace
+    from rlprune.results.artefact import find_artefact, load_artefact
+    from rlprune.results.finish import Tested, finish
+    from rlprune.results.record import Clock, Identity
+    from rlprune.training.evaluate import Evaluator
+
+    if config.run is None and config.checkpoint is None:
+        raise UserError("run: name a run folder, run=outputs/prune/RUN, or weights, checkpoint=FILE with model=...")
+    if config.run is None:
+        setup = make_setup(config, choices)
+        dense = make_dense(config, setup, choices)
+        name, network, sparsity, facts = "checkpoint", dense.network, 0.0, {"checkpoint": config.checkpoint}
+    else:
+        folder = find_artefact(Path(config.run))
+        artefact = load_artefact(folder)
+        config.seed = int(artefact.plan.get("seed", config.seed))  # the same search split
+        choices["model"] = artefact.origin.model
+        if not any(override.startswith("dataset") for override in HydraConfig.get().overrides.task):
+            choices["dataset"] = artefact.origin.dataset
+            config.dataset = shipped("dataset", artefact.origin.dataset, artefact.origin.dataset_settings)
+        setup = make_setup(config, choices).fitted_to(artefact.origin)
+        dense, name, network = None, "recovered", artefact.network
+        sparsity, facts = float(artefact.plan.get("sparsity", 0.0)), {"run": str(folder)}
+    evaluator = Evaluator(setup.splits.search, setup.splits.normalization, setup.execution)
+    network.to(setup.execution.device)
+    tested = Tested(name, network, sparsity, sparsity, trace(network, setup.example()).macs({}))
+    job = Identity("evaluate", run_dir, choices, config.seed)
+    finish([tested], history=None, dense=dense, evaluator=evaluator, setup=setup, clock=Clock(), job=job, facts=facts)

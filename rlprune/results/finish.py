@@ -1,0 +1,133 @@
+"""How a run ends: the test split is read, the table printed, plots and result.json written."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from rlprune.cost import count_params
+from rlprune.files import write_text
+from rlprune.results.final_test import final_test, latency_ms
+from rlprune.results.plots import plot_accuracy, plot_layers
+from rlprune.results.record import Clock, History, Identity, Row, environment, write_result
+from rlprune.results.tables import run_table, to_markdown
+from rlprune.setup import Setup
+from rlprune.training.dense import Dense
+from rlprune.training.evaluate import Evaluator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A network of the last table, before it is tested; level and sparsity are fractions."""
+
+    name: str
+    network: nn.Module
+    level: float
+    sparsity: float
+    macs: int
+
+
+def measure_rows(networks: Sequence[Tested], setup: Setup, evaluator: Evaluator) -> list[Row]:
+    """Measure every network: on the test split, on the search split, and its latency."""
+    for tested in networks:
+        tested.network.to(setup.execution.device)
+    measured = final_test({tested.name: tested.network for tested in networks}, setup)
+    return [
+        Row(
+            name=tested.name,
+            level=tested.level,
+            top1=measured[tested.name].top1,
+            standard_error=measured[tested.name].standard_error,
+            n=measured[tested.name].n,
+            top5=measured[tested.name].top5 if len(setup.origin.class_names) > 10 else None,
+            search_top1=evaluator.accuracy(tested.network).top1,
+            params=count_params(tested.network),
+            macs=tested.macs,
+            sparsity=tested.sparsity,
+            latency_ms=latency_ms(tested.network, setup.origin.shape, setup.execution),
+        )
+        for tested in networks
+    ]
+
+
+def finish(
+    networks: Sequence[Tested],
+    *,
+    history: History | None,
+    dense: Dense | None,
+    evaluator: Evaluator,
+    setup: Setup,
+    clock: Clock,
+    job: Identity,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """Test the networks, the first of which is what the others are compared with; write everything, result.json last.
+
+    Args:
+        networks: rows of the table.
+        history: of the search, if there was one.
+        dense: the dense network, if there is one.
+        evaluator: of the search split.
+        setup: data and device.
+        clock: seconds so far.
+        job: whose result this is.
+        facts: further entries of result.json.
+    """
+    with clock.phase("test"):
+        rows = measure_rows(networks, setup, evaluator)
+    if history is not None:
+        with clock.phase("plots"):
+            plot_accuracy(job.run_dir / "accuracy.png", history.steps, rows)
+            plot_layers(job.run_dir / "layers.png", history.layers)
+    table = run_table(rows)
+    write_text(job.run_dir / "table.md", to_markdown(table) + "\n")
+    write_text(job.run_dir / "table.csv", table.to_csv(index=False))
+    splits = setup.splits
+    result = {
+        "command": job.command,
+        "choices": job.choices,
+        "seed": job.seed,
+        "rows": [asdict(row) for row in rows],
+        "splits": {"train": len(splits.train), "search": len(splits.search), "search_used": len(evaluator), "test": rows[0].n},
+        **_past(history, dense),
+        **(facts or {}),
+        "seconds": clock.seconds,
+        **environment(setup.execution.device),
+    }
+    (job.run_dir / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
+    write_result(job.run_dir, result)
+    _print(table, rows, history, dense, job)
+
+
+def _past(history: History | None, dense: Dense | None) -> dict[str, Any]:
+    past: dict[str, Any] = {}
+    if history is not None:
+        past["search"] = {
+            "candidates": history.candidates,
+            "repeated": history.repeated,
+            "stopped": history.stopped,
+            "steps": len(history.steps),
+        }
+    if dense is not None:
+        past |= {"dense": dense.path, "search_split_seen": dense.search_split_seen, "losses": dense.losses}
+    return past
+
+
+def _print(table: pd.DataFrame, rows: Sequence[Row], history: History | None, dense: Dense | None, job: Identity) -> None:
+    print(f"\n{to_markdown(table)}\n")
+    if dense is not None and dense.search_split_seen == "unknown":
+        gap = 100 * (rows[0].search_top1 - rows[0].top1)
+        log.warning("the checkpoint may have seen the search split: its accuracy there is %+.2f points above the test split's", gap)
+    names = ["table.md", "result.json"]
+    if history is not None:
+        if history.stopped:
+            log.warning(
+                "the search stopped behind step %d (schedule.max_minutes); the table shows the sparsity it reached", len(history.steps)
+            )
+        names = [*(f"{level['folder']}/" for level in history.levels), "metrics.csv", "layers.csv", "accuracy.png", "layers.png", *names]
+    log.info("wrote to %s: %s", job.run_dir, "  ".join(names))

@@ -1,0 +1,39 @@
+"""How the dense network of a run is made again."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rlprune.config import build, shipped
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the dense network is made again, and the images it takes: names of shipped choices and their settings."""
+
+    model: str
+    model_settings: dict[str, Any]
+    dataset: str
+    dataset_settings: dict[str, Any]
+    in_channels: int
+    image_size: tuple[int, int]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image: (C, H, W)."""
+        return (self.in_channels, *self.image_size)
+
+    def build(self) -> nn.Module:
+        """The dense network, with weights as initialised.
+
+        Raises:
+            UserError: this version ships no such model, or the settings do not fit it.
+        """
+        network: nn.Module = build(
+            shipped("model", self.model, self.model_settings), "model", in_channels=self.in_channels, num_classes=len(self.class_names)
+        )
+        return network
