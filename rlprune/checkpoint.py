@@ -56,9 +56,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except OSError as error:
             raise UserError(f"checkpoint={path}: cannot be read ({error.strerror or error})") from error
         except Exception as error:  # torch.load raises many kinds for damaged or foreign files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"checkpoint={path}: is no whole file of plain weights ({reason[:120]}); "
+                f"checkpoint={path}: is damaged or holds more than plain weights ({type(error).__name__}); "
                 "save a state dict: torch.save(model.state_dict(), path)"
             ) from error
         for wrapper in ("state_dict", "model"):

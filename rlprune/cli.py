@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, cast
 
-from rlprune.errors import UserError
+from rlprune.errors import UserError, explain_os_error
 
 COMMANDS = {
     "train": "train a dense network and keep it for later runs",
@@ -60,14 +60,12 @@ def run(command: str, arguments: list[str]) -> int:
         return _fail(command, str(error))
     except KeyboardInterrupt:
         return _fail(command, "interrupted; what was finished is kept", code=130)
-    except OSError as error:
-        return _fail(
-            command, f"{error.filename or 'file'}: {error.strerror or error}; free space or choose another folder with paths.outputs=FOLDER"
-        )
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        message = explain_config_error(error, command)
+        message = explain_config_error(error, command)  # first, as some of Hydra's errors are OSErrors too
+        if message is None and isinstance(error, OSError):
+            message = explain_os_error(error)
         if message is None:
             raise
         return _fail(command, message)
@@ -91,6 +89,8 @@ def explain_config_error(error: Exception, command: str) -> str | None:
         return f"{found[1]}: no such key{_nearest_key(found[1], command)}; `rlprune {command} --cfg job` shows all"
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text):
         return f"{_full_key(text) or 'a key'}={found[1]}: must be of type {found[2].lower()}"
+    if found := re.search(r"Error parsing override '(.*?)'", text):
+        return f"{found[1]}: is no setting; write key=value, and quote values with special characters: 'key=\"a b\"'"
     if (key := _full_key(text)) is not None:
         return f"{key}: {str(chain[-1]).splitlines()[0]}"
     return " ".join(str(error).split())

@@ -1,5 +1,6 @@
 """Configuration: the typed skeleton, where the yaml files lie, and `build`, which turns a plug-in's yaml into an object."""
 
+import dataclasses
 import difflib
 import inspect
 import math
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import hydra
 import yaml
@@ -182,11 +183,10 @@ def build(node: Any, key: str, **runtime: Any) -> Any:
     checked = check_settings(factory, parameters, settings, key, given)
     try:
         return hydra.utils.instantiate({"_target_": target, "_partial_": True, "_convert_": "all", **checked})(**given)
-    except hydra.errors.InstantiationException as error:
-        cause = error.__cause__
-        raise UserError(f"{key}.{cause}" if isinstance(cause, ValueError) else f"{key}: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{key}.{error}") from error
+    except (ValueError, TypeError, hydra.errors.InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, hydra.errors.InstantiationException) and error.__cause__ else error
+        named = str(cause).partition("=")[0] in settings  # plug-ins write `name=value: why`
+        raise UserError(f"{key}.{cause}" if named else f"{key}: {cause}") from error
 
 
 def check_settings(
@@ -207,7 +207,9 @@ def check_settings(
         if name not in parameters:
             near = suggestion(name, parameters)
             raise UserError(f"{key}.{name}: no such setting{near}; there are {', '.join(n for n in parameters if n not in given)}")
-        checked[name] = _convert(f"{key}.{name}", value, hints.get(name, Any))
+        default = parameters[name].default
+        plain = type(default) if type(default) in (bool, int, float, str) else Any  # where a library has no usable annotations
+        checked[name] = _convert(f"{key}.{name}", value, hints.get(name, plain))
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         if required and name not in checked and name not in given:
@@ -244,7 +246,7 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     elif hint in (bool, str):
         if isinstance(value, hint):
             return value
-    else:
+    elif not inspect.isclass(hint) or isinstance(value, hint):
         return value
     raise UserError(f"{key}={value}: must be {_describe(hint)}")
 
@@ -304,7 +306,7 @@ def first_difference(old: Any, new: Any, key: str = "") -> str | None:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A yaml file as plain values."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))))
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))))
 
 
 def resolve(config: DictConfig) -> Any:
@@ -313,6 +315,9 @@ def resolve(config: DictConfig) -> Any:
     Raises:
         UserError: a value is missing or out of range.
     """
+    skeleton = OmegaConf.get_type(config)
+    if skeleton is not None and dataclasses.is_dataclass(skeleton):
+        _refuse_additions(config, cast(type, skeleton), "")
     OmegaConf.resolve(config)
     missing = OmegaConf.missing_keys(config)
     if missing:
@@ -320,6 +325,17 @@ def resolve(config: DictConfig) -> Any:
     resolved = OmegaConf.to_object(config)
     check_ranges(resolved)
     return resolved
+
+
+def _refuse_additions(config: DictConfig, skeleton: type, prefix: str) -> None:
+    """`+key=value` adds keys that nothing would read."""
+    known = {item.name: item.type for item in dataclasses.fields(skeleton)}
+    for name in map(str, config):
+        if name not in known:
+            raise UserError(f"{prefix}{name}: no such key{suggestion(name, known)}; there are {', '.join(known)}")
+        kind = known[name]
+        if dataclasses.is_dataclass(kind):
+            _refuse_additions(config[name], cast(type, kind), f"{prefix}{name}.")
 
 
 def check_ranges(config: Any) -> None:

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rlprune.config import conf_dir, first_difference, register, resolve
-from rlprune.errors import UserError
+from rlprune.errors import UserError, explain_os_error
 from rlprune.files import write_failure, write_text
 
 log = logging.getLogger("rlprune")
@@ -39,8 +39,8 @@ def command(name: str) -> Callable[[Callable[[Any, Path, dict[str, str]], None]]
                     write_text(run_dir / "config.yaml", text)
                 task(config, run_dir, choices)
             except (UserError, OSError) as error:
-                message = str(error) if isinstance(error, UserError) else f"{error.filename or 'file'}: {error.strerror or error}"
-                failure: Exception = error if isinstance(error, UserError) else UserError(f"{message}; free space or choose another folder")
+                message = str(error) if isinstance(error, UserError) else explain_os_error(error)
+                failure = UserError(message)
                 write_failure(run_dir, message)
                 if hydra_config.mode == RunMode.RUN:
                     raise _Stop(failure) from error

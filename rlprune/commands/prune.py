@@ -9,7 +9,7 @@ from rlprune.config import PruneConfig
 @command("prune")
 def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Train or load, trace, search, prune, recover, test once, write."""
-    from rlprune.commands.setup import make_dense, make_recipe, make_setup
+    from rlprune.commands.setup import make_dense, make_network, make_recipe, make_setup
     from rlprune.config import build
     from rlprune.results.record import Identity
     from rlprune.search.job import PruneJob
@@ -39,6 +39,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         ignore=config.ignore,
         identity=Identity("prune", run_dir, choices, config.seed),
     )
+    job.check(make_network(config, setup))
     with job.clock.phase("dense"):
         dense = make_dense(config, setup, choices)
     job.run(dense)

@@ -19,178 +19,59 @@ Rule = Callable[["Recorder", "Call"], None]
 
 # Reads that do not depend on values: their results carry no channels.
 NEUTRAL = frozenset(
-    [
-        "size",
-        "shape",
-        "dim",
-        "ndim",
-        "numel",
-        "nelement",
-        "stride",
-        "is_contiguous",
-        "device",
-        "dtype",
-        "layout",
-        "is_cuda",
-        "is_floating_point",
-        "is_complex",
-        "is_cpu",
-        "is_meta",
-        "requires_grad",
-        "element_size",
-        "get_device",
-        "data_ptr",
-        "is_sparse",
-        "is_quantized",
-        "is_nested",
-        "names",
-        "grad",
-        "is_leaf",
-        "grad_fn",
-        "__len__",
-        "len",
-        "hash",
-        "__hash__",
-        "itemsize",
-        "is_mkldnn",
-        "is_mps",
-        "is_xla",
-        "is_xpu",
-        "is_signed",
-        "storage_offset",
-        "_version",
-        "untyped_storage",
-        "is_inference",
-        "is_conj",
-        "is_neg",
-        "is_same_size",
-        "has_names",
-        "type_as_dtype",
-        "retains_grad",
-        "output_nr",
-        "is_shared",
-        "result_type",
-        "is_tensor",
-        "get_default_dtype",
-        "is_grad_enabled",
-    ]
+    """
+    size shape dim ndim numel nelement stride is_contiguous device dtype layout is_cuda is_floating_point is_complex is_cpu is_meta
+    requires_grad element_size get_device is_sparse is_quantized is_nested names grad is_leaf grad_fn __len__ len hash
+    __hash__ itemsize is_mkldnn is_mps is_xla is_xpu is_signed storage_offset _version is_inference is_conj is_neg
+    is_same_size has_names type_as_dtype retains_grad output_nr is_shared result_type is_tensor get_default_dtype is_grad_enabled
+    """.split()
 )
 
 # Elementwise with f(0) = 0: a zeroed channel stays zero.
 ZERO_STAYS = frozenset(
-    [
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "rrelu",
-        "elu",
-        "celu",
-        "selu",
-        "silu",
-        "hardswish",
-        "gelu",
-        "mish",
-        "tanh",
-        "hardtanh",
-        "tanhshrink",
-        "softshrink",
-        "hardshrink",
-        "softsign",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "feature_dropout",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-        "abs",
-        "neg",
-        "negative",
-        "positive",
-        "square",
-        "sqrt",
-        "sin",
-        "contiguous",
-        "clone",
-        "detach",
-        "to",
-        "type",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "cpu",
-        "cuda",
-        "requires_grad",
-        "data",
-        "identity",
-        "mul",
-        "multiply",
-        "round",
-        "floor",
-        "ceil",
-        "trunc",
-    ]
+    """
+    relu relu6 leaky_relu rrelu elu celu selu silu hardswish gelu mish tanh hardtanh tanhshrink softshrink hardshrink softsign dropout
+    dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout abs neg negative positive square sqrt sin
+    contiguous clone detach to type float double half bfloat16 cpu cuda requires_grad data identity expand_as mul multiply round floor
+    ceil trunc
+    """.split()
 )
 # Elementwise with any f(0): where the check masks a channel, the zero is put behind these.
 ZERO_MOVES = frozenset(
-    [
-        "sigmoid",
-        "hardsigmoid",
-        "softplus",
-        "logsigmoid",
-        "exp",
-        "log",
-        "log1p",
-        "expm1",
-        "cos",
-        "reciprocal",
-        "rsqrt",
-        "threshold",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "clip",
-        "add",
-        "sub",
-        "subtract",
-        "rsub",
-        "div",
-        "divide",
-        "true_divide",
-        "rtruediv",
-        "truediv",
-        "floordiv",
-        "pow",
-        "rpow",
-        "maximum",
-        "minimum",
-        "where",
-        "lerp",
-        "gt",
-        "lt",
-        "ge",
-        "le",
-        "eq",
-        "ne",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "masked_fill",
-    ]
+    """
+    sigmoid hardsigmoid softplus logsigmoid exp log log1p expm1 cos reciprocal rsqrt threshold clamp clamp_min clamp_max clip add sub
+    subtract rsub div divide true_divide rtruediv truediv floordiv pow rpow maximum minimum where lerp gt lt ge le eq ne logical_and
+    logical_or logical_not masked_fill
+    """.split()
 )
 SPATIAL = frozenset(
     f"{kind}{dims}d" for kind in ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool") for dims in (1, 2, 3)
 )
-RESHAPES = frozenset(["view", "reshape", "flatten"])
-MOVES = frozenset(
-    ["permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "getitem", "expand", "T", "mT"]
+RESHAPES = frozenset(
+    """
+    view reshape flatten
+    """.split()
 )
-REDUCTIONS = frozenset(["mean", "sum", "amax", "amin", "var", "std"])
-NORMS = frozenset(["batch_norm", "instance_norm"])
+MOVES = frozenset(
+    """
+    permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze getitem expand T mT
+    """.split()
+)
+REDUCTIONS = frozenset(
+    """
+    mean sum amax amin var std
+    """.split()
+)
+NORMS = frozenset(
+    """
+    batch_norm instance_norm
+    """.split()
+)
 # Products of activations that the closed form does not count.
 UNCOUNTED = frozenset(
-    ["matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "multi_head_attention_forward", "mm", "addmm", "chain_matmul"]
+    """
+    matmul bmm baddbmm einsum scaled_dot_product_attention multi_head_attention_forward mm addmm chain_matmul
+    """.split()
 )
 
 

@@ -78,21 +78,33 @@ class PruneJob:
         finish(networks, history=state.history, dense=dense, evaluator=evaluator, setup=self.setup, clock=self.clock, job=self.identity)
         forget_states(states)
 
+    def check(self, network: nn.Module) -> None:
+        """Refuse what cannot be pruned, or not so far, before a dense network is trained.
+
+        Raises:
+            UserError: no group, an unreachable sparsity, or levels that collide.
+        """
+        self._plan(self._traced(network.to(self.setup.execution.device)))
+
     # -- before the search ---------------------------------------------------------------------------------------------------------
 
     def _graph(self, network: nn.Module) -> ChannelGraph:
-        graph = freeze_failures(network, trace(network, self.setup.example(), ignore=self.ignore), self.setup.example())
+        graph = freeze_failures(network, self._traced(network), self.setup.example())
         for warning in graph.warnings:
             log.warning("%s", warning)
+        log.info(
+            "channel graph: %d groups, %d prunable channels, %d layers with kept channels; zeroed equals removed",
+            len(graph.groups), graph.num_channels, len(graph.frozen),
+        )  # fmt: skip
+        return graph
+
+    def _traced(self, network: nn.Module) -> ChannelGraph:
+        graph = trace(network, self.setup.example(), ignore=self.ignore)
         if not graph.groups:
             reasons = "; ".join(dict.fromkeys(f"{frozen.layer}: {frozen.reason}" for frozen in graph.frozen))
             raise UserError(
                 f"model={self.identity.choices['model']}: no channel can be removed ({reasons or 'no convolution or linear layer found'})"
             )
-        log.info(
-            "channel graph: %d groups, %d prunable channels, %d layers with kept channels; zeroed equals removed",
-            len(graph.groups), graph.num_channels, len(graph.frozen),
-        )  # fmt: skip
         return graph
 
     def _evaluator(self) -> Evaluator:

@@ -1,0 +1,215 @@
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rlprune.config import build, conf_dir, load_yaml
+from rlprune.data.base import Images, Normalization, limited, split
+from rlprune.data.batches import Batches
+from rlprune.errors import UserError
+
+
+def dataset(name="digits", cache=None, data=None, **settings):
+    return build(load_yaml(conf_dir() / "dataset" / f"{name}.yaml") | settings, "dataset", cache_dir=cache, data_dir=data)
+
+
+def batches(images, **settings):
+    plain = Normalization((0.0,) * 3, (1.0,) * 3)
+    return Batches(
+        images, **({"batch_size": 4, "normalization": plain, "crop": 0, "flip": False, "generator": torch.Generator()} | settings)
+    )
+
+
+def coloured(count=10, size=6):
+    """Image i holds the value i everywhere."""
+    pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, size, size).contiguous()
+    return Images(pixels, torch.arange(count) % 2)
+
+
+def test_digits_have_their_sizes_and_the_splits_share_no_image():
+    source = dataset()
+    train, names = source.read_train()
+    test = source.read_test()
+    assert (len(train), len(test), len(names)) == (1438, 359, 10)
+    assert train.pixels.shape[1:] == (3, 32, 32)
+    assert train.pixels.dtype == torch.uint8
+    splits = split(source, seed=3)
+    assert len(splits.train) + len(splits.search) == len(train)
+    assert len(splits.search) == round(0.2 * len(train))
+    seen = [{image.numpy().tobytes() for image in images.pixels} for images in (splits.train, splits.search, test)]
+    assert not seen[0] & seen[1]
+    assert not (seen[0] | seen[1]) & seen[2]
+
+
+def test_the_search_split_is_stratified_and_seeded():
+    splits, again, other = split(dataset(), 0), split(dataset(), 0), split(dataset(), 1)
+    shares = torch.bincount(splits.search.labels).double() / len(splits.search)
+    wanted = torch.bincount(splits.train.labels).double() / len(splits.train)
+    assert (shares - wanted).abs().max() < 0.01
+    assert torch.equal(splits.search.pixels, again.search.pixels)
+    assert not torch.equal(splits.search.pixels, other.search.pixels)
+
+
+def test_limit_keeps_the_classes_even():
+    images = limited(dataset().read_train()[0], 100)
+    assert len(images) == 100
+    assert torch.bincount(images.labels).max() - torch.bincount(images.labels).min() <= 2
+
+
+def test_normalisation_is_measured_on_the_training_images_or_given():
+    splits = split(dataset(), 0)
+    values = splits.normalization(splits.train.pixels)
+    assert values.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (values.std((0, 2, 3)) - 1).abs().max() < 1e-3
+    given = split(dataset(mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1]), 0).normalization
+    pixel = torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    torch.testing.assert_close(given(pixel).flatten(), torch.tensor([2.5, -2.0, -1.0]))
+    with pytest.raises(UserError, match=r"dataset\.mean=.*3 numbers"):
+        split(dataset(mean=[0.5]), 0)
+
+
+def test_an_epoch_visits_every_image_once_in_a_new_order():
+    loader = batches(coloured(), generator=torch.Generator().manual_seed(0))
+    epochs = [torch.cat([(images[:, 0, 0, 0] * 255).round().long() for images, _ in loader]) for _ in range(2)]
+    assert len(loader) == 3
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert len(list(batches(coloured(9)))) == 2  # batch norm cannot train on the one image that is left
+
+
+def test_labels_stay_with_their_images_through_augmentation():
+    for images, labels in batches(coloured(), crop=2, flip=True, generator=torch.Generator().manual_seed(0)):
+        value = (images.amax((1, 2, 3)) * 255).round().long()
+        assert (value % 2 == labels).all()
+
+
+def test_crops_are_windows_of_the_padded_image_and_flips_mirror_it():
+    pixels = torch.arange(36, dtype=torch.uint8).view(1, 1, 6, 6).expand(400, 3, 6, 6).contiguous()
+    images = Images(pixels, torch.zeros(400, dtype=torch.long))
+    ((batch, _),) = batches(images, batch_size=400, crop=1, flip=True, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(pixels[0], [1] * 4)
+    windows = [padded[:, i : i + 6, j : j + 6] for i in range(3) for j in range(3)]
+    allowed = {w.numpy().tobytes() for window in windows for w in (window.contiguous(), window.flip(2).contiguous())}
+    found = {image.numpy().tobytes() for image in (batch * 255).round().byte().contiguous()}
+    assert found == allowed
+
+
+@pytest.fixture
+def folder(tmp_path):
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 3)):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for index in range(count):
+                size = (20, 16) if index == 0 else (32, 32)
+                Image.fromarray(generator.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / part / name / f"{index}.png")
+    return tmp_path
+
+
+def test_imagefolder_reads_resizes_and_caches(folder, caplog):
+    source = dataset("imagefolder", folder / "cache", root=str(folder))
+    source.check_test()
+    images, names = source.read_train()
+    assert names == ("cat", "dog")
+    assert images.pixels.shape == (16, 3, 32, 32)
+    assert images.labels.tolist() == [0] * 8 + [1] * 8
+    exact = torch.from_numpy(np.array(Image.open(folder / "train/dog/3.png"))).permute(2, 0, 1)
+    assert torch.equal(images.pixels[8 + 3], exact)
+    assert len(source.read_test()) == 6
+    (cache,) = (folder / "cache").glob("*-train-*")
+    stamp = cache.stat().st_mtime_ns
+    assert torch.equal(source.read_train()[0].pixels, images.pixels)
+    assert cache.stat().st_mtime_ns == stamp
+    data = bytearray(cache.read_bytes())
+    for damage in (data[:-100], data[:-1] + bytes([data[-1] ^ 1])):
+        cache.write_bytes(damage)
+        assert torch.equal(source.read_train()[0].pixels, images.pixels)
+        assert "cache is damaged" in caplog.text
+        caplog.clear()
+    assert cache.read_bytes() == bytes(data)
+
+
+def test_a_changed_folder_is_decoded_again(folder):
+    source = dataset("imagefolder", folder / "cache", root=str(folder))
+    before = source.read_train()[0]
+    Image.new("L", (32, 32), 7).save(folder / "train/cat/1.png")
+    os.utime(folder / "train/cat/1.png", (time.time() + 5,) * 2)
+    after = source.read_train()[0]
+    assert (after.pixels[1] == 7).all()
+    assert not torch.equal(before.pixels, after.pixels)
+
+
+def test_broken_folders_are_named(folder):
+    source = dataset("imagefolder", folder / "cache", root=str(folder))
+    (folder / "train/dog/x.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"train/dog/x\.jpg: is no readable image"):
+        source.read_train()
+    (folder / "train/empty").mkdir()
+    with pytest.raises(UserError, match="empty: holds no images"):
+        source.read_train()
+    (folder / "val/bird").mkdir()
+    with pytest.raises(UserError, match="bird: is a class that"):
+        source.check_test()
+    with pytest.raises(UserError, match="has no folder"):
+        dataset("imagefolder", folder / "cache", root=str(folder / "nowhere")).read_train()
+    with pytest.raises(UserError, match="neither a folder test nor val"):
+        (folder / "only/train/cat").mkdir(parents=True)
+        dataset("imagefolder", folder / "cache", root=str(folder / "only")).check_test()
+    with pytest.raises(UserError, match="no class folders"):
+        (folder / "bare/train").mkdir(parents=True)
+        dataset("imagefolder", folder / "cache", root=str(folder / "bare")).read_train()
+
+
+def test_absent_cifar_says_where_it_looked(tmp_path, monkeypatch):
+    def offline(*arguments, **settings):
+        raise OSError("offline")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(UserError, match=rf"not found in {tmp_path}.*cifar-10-python\.tar\.gz"):
+        dataset("cifar10", data=tmp_path).read_train()
+
+
+def test_cifar_files_are_read(tmp_path, monkeypatch):
+    import torchvision
+
+    class Fake:
+        filename = "x.tar.gz"
+        classes = ("a", "b")
+
+        def __init__(self, root, train, download):
+            self.data = np.arange(2 * 32 * 32 * 3, dtype=np.uint8).reshape(2, 32, 32, 3)
+            self.targets = [1, 0] if train else [0, 1]
+
+    assert issubclass(torchvision.datasets.CIFAR100, torchvision.datasets.CIFAR10)
+    monkeypatch.setattr("rlprune.data.cifar.CIFAR100", Fake)
+    source = dataset("cifar100", data=tmp_path)
+    images, names = source.read_train()
+    assert names == ("a", "b")
+    assert images.labels.tolist() == [1, 0]
+    assert source.read_test().labels.tolist() == [0, 1]
+    assert images.pixels[0, :, 0, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"search_fraction": 1.0}, r"dataset\.search_fraction=1\.0: must be in \(0, 1\)"),
+        ({"crop": -1}, r"dataset\.crop=-1"),
+        ({"limit": 1}, r"dataset\.limit=1"),
+        ({"std": [0.0, 1.0, 1.0]}, r"dataset\.std"),
+        ({"image_size": 4}, r"dataset\.image_size=4"),
+        ({"image_size": "big"}, r"dataset\.image_size=big: must be an integer"),
+    ],
+)
+def test_wrong_settings_name_their_key(settings, message):
+    with pytest.raises(UserError, match=message):
+        dataset(**settings)
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(UserError, match="leaves an empty split"):
+        split(dataset(limit=2), 0)
