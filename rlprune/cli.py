@@ -53,7 +53,8 @@ def run(command: str, arguments: list[str]) -> int:
     """Hand a command's arguments to Hydra and translate what goes wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     saved = sys.argv
-    sys.argv = [f"rlprune {command}", *arguments]
+    first = [word for word in arguments if word in ("-m", "--multirun")]  # argparse takes them before or behind all settings only
+    sys.argv = [f"rlprune {command}", *first, *(word for word in arguments if word not in first)]
     try:
         import_module(f"rlprune.commands.{command}").main()
     except UserError as error:

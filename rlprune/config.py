@@ -80,6 +80,7 @@ class TrainingConfig:
 class RecoveryConfig:
     """Recovery after pruning."""
 
+    enabled: bool = MISSING
     rho: float = MISSING  # weight of the teacher; 0: fine-tuning
     temperature: float = MISSING
     epochs: int = MISSING  # after every `schedule.period` steps
@@ -178,7 +179,10 @@ def build(node: Any, key: str, **runtime: Any) -> Any:
         factory = hydra.utils.get_object(target)
     except Exception as error:
         raise UserError(f"{key}._target_={target}: cannot be imported ({error})") from error
-    parameters = inspect.signature(factory).parameters
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}._target_={target}: cannot be called with settings; name a class or a function") from error
     given = {name: value for name, value in runtime.items() if name in parameters}
     checked = check_settings(factory, parameters, settings, key, given)
     try:

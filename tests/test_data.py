@@ -156,11 +156,11 @@ def test_broken_folders_are_named(folder):
         source.check_test()
     with pytest.raises(UserError, match="has no folder"):
         dataset("imagefolder", folder / "cache", root=str(folder / "nowhere")).read_train()
+    (folder / "only/train/cat").mkdir(parents=True)
+    (folder / "bare/train").mkdir(parents=True)
     with pytest.raises(UserError, match="neither a folder test nor val"):
-        (folder / "only/train/cat").mkdir(parents=True)
         dataset("imagefolder", folder / "cache", root=str(folder / "only")).check_test()
     with pytest.raises(UserError, match="no class folders"):
-        (folder / "bare/train").mkdir(parents=True)
         dataset("imagefolder", folder / "cache", root=str(folder / "bare")).read_train()
 
 

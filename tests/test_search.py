@@ -1,3 +1,4 @@
+import contextlib
 import time
 
 import nets
@@ -43,11 +44,11 @@ def test_a_candidate_is_measured_once_and_scores_are_computed_once(traced):
     settings.ledger.on_measure = seen.append
     task = Task(settings, network, graph, 0)
     first = task.evaluate(np.array([0.5, 0.25, 0.25]))
-    again = task.evaluate(np.array([0.51, 0.25, 0.24]))
+    again = task.evaluate(np.array([0.51, 0.24, 0.25]))
     task.evaluate(np.array([0.0, 0.0, 1.0]))
     assert (settings.ledger.distinct, settings.ledger.repeated, len(seen), len(scored)) == (2, 1, 2, 1)
     assert again.accuracy == first.accuracy
-    np.testing.assert_array_equal(again.action, [0.51, 0.25, 0.24])
+    np.testing.assert_array_equal(again.action, [0.51, 0.24, 0.25])
     assert {name: units.tolist() for name, units in first.keep.items()} == {"stem": [3, 4, 5, 6, 7], "a": [1, 2, 3], "b": [2, 3, 4, 5]}
     assert first.counts @ graph.channels_per_unit == 6
 
@@ -91,6 +92,10 @@ def test_bounds_end_a_step(traced):
     assert task.exhausted
 
 
+class CutError(Exception):
+    """A run ends here."""
+
+
 def run(network, graph, *, until=None, state=None, folder=None, targets_steps=4, deadline=None):
     schedule = make_schedule(sparsity=0.5, steps=targets_steps, period=2, save_at=[0.25], channels=graph.num_channels, removable=15)
     settings, _ = environment(graph, schedule.targets)
@@ -102,32 +107,27 @@ def run(network, graph, *, until=None, state=None, folder=None, targets_steps=4,
         with torch.no_grad():
             network.head.weight.add_(0.01)
 
-    class Cut(Exception):
-        pass
-
     def on_step(state):
         if folder is not None:
             save_state(folder, state, agent)
         if state.step == until:
-            raise Cut
+            raise CutError
 
     if state is None and folder is not None:
         state = load_state(folder, network, graph, agent, settings.ledger)
     state = state or start_state(network, graph, settings.measure(network))
-    try:
+    with contextlib.suppress(CutError):
         run_search(
             state, agent=agent, environment=settings, schedule=schedule, recover=recover, epochs=1, final_epochs=3, seed=0,
             on_step=on_step, on_level=lambda state, level, before: levels.append((state.step, level)),
         )  # fmt: skip
-    except Cut:
-        pass
     return state, levels, recoveries, settings
 
 
 def test_the_loop_removes_recovers_and_saves_as_scheduled(traced):
     network, graph = traced
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    state, levels, recoveries, settings = run(network, graph)
+    state, levels, recoveries, _ = run(network, graph)
     assert levels == [(2, 0.25), (4, 0.5)]
     assert recoveries == [("recover step 2", 3), ("recover step 4", 3)]
     assert [record.sparsity for record in state.history.steps] == pytest.approx([2 / 18, 4 / 18, 7 / 18, 0.5])

@@ -21,8 +21,8 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     recovery = Recovery(
         recipe=make_recipe(config.recovery, "recovery"),
         batch_size=config.recovery.batch_size,
-        epochs=config.recovery.epochs,
-        final_epochs=config.recovery.final_epochs,
+        epochs=config.recovery.epochs if config.recovery.enabled else 0,
+        final_epochs=config.recovery.final_epochs if config.recovery.enabled else 0,
         rho=config.recovery.rho,
         temperature=config.recovery.temperature,
         control=config.recovery.control,

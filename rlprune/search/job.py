@@ -213,7 +213,9 @@ class PruneJob:
             ignore=self.ignore,
             facts=facts,
         )
-        state.history.levels.append({"folder": name, "level": level, "sparsity": record.sparsity, "macs": record.macs})
+        state.history.levels.append(
+            {"folder": name, "level": level, "sparsity": record.sparsity, "macs": record.macs, "recovered": record.recovery_seconds > 0}
+        )
 
     # -- after the search ----------------------------------------------------------------------------------------------------------
 
@@ -231,5 +233,6 @@ class PruneJob:
             before, after = load_levels(self.identity.run_dir / level["folder"], dense.network, graph)
             percent = f"{100 * level['sparsity']:.0f} %"
             networks.append(Tested(f"pruned {percent}", before, level["level"], level["sparsity"], level["macs"]))
-            networks.append(Tested(f"recovered {percent}", after, level["level"], level["sparsity"], level["macs"]))
+            if level["recovered"]:
+                networks.append(Tested(f"recovered {percent}", after, level["level"], level["sparsity"], level["macs"]))
         return networks

@@ -1,0 +1,40 @@
+# Two commands do all the set-up: `make prune` runs the main job, `make test` the checks. Both make .venv first.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: prune test lint smoke-wheel clean
+
+prune: .venv/.run
+	$(BIN)/rlprune prune $(ARGS)
+
+test: .venv/.dev lint
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Build the wheel, install it into an environment of its own, and run the whole job from another folder.
+smoke-wheel: .venv/.dev
+	rm -rf dist .venv/wheel && mkdir -p .venv/wheel
+	$(BIN)/python -m build --wheel --outdir dist
+	$(PYTHON) -m venv --without-pip .venv/wheel/env
+	$(BIN)/python -m pip --python .venv/wheel/env/bin/python install --quiet --no-deps dist/*.whl
+	$(BIN)/python -c "import site, pathlib; p = next(pathlib.Path('.venv/wheel/env/lib').glob('python*')) / 'site-packages'; (p / 'deps.pth').write_text(site.getsitepackages()[0] + '\n')"
+	cd .venv/wheel && env/bin/rlprune prune debug=smoke
+	test -f .venv/wheel/outputs/prune/*/result.json
+
+.venv/.run: pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "rlprune needs Python 3.10 or newer: make PYTHON=python3.11 ..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/.dev: .venv/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv dist build
