@@ -7,7 +7,8 @@ root=${1:?usage: $0 FOLDER [key=value ...]}
 shift
 common=(model=resnet20 dataset=imagefolder "dataset.root=$root" training=cifar training.epochs=20
         schedule.sparsity=0.5 schedule.steps=10 schedule.period=2 "schedule.save_at=[0.25]" search.samples=1024
-        recovery.epochs=1 recovery.final_epochs=4 recovery.batch_size=128)
+        recovery.epochs=1 recovery.final_epochs=4 recovery.batch_size=128
+        recovery.optimizer.lr=0.05 recovery.clip_norm=null)
 rlprune prune "${common[@]}" agent=mcq "$@"
 rlprune prune "${common[@]}" agent=uniform recovery.control=false "$@"
 rlprune report runs='outputs/prune/*imagefolder*'

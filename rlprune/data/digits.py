@@ -14,7 +14,7 @@ TEST_FRACTION = 0.2
 
 @dataclass(kw_only=True)
 class Digits(Dataset):
-    """1,797 scans of 8×8 pixels, upsampled; 360 of them, always the same, are the test split.
+    """1,797 scans of 8×8 pixels, upsampled; 359 of them, always the same, are the test split.
 
     Args:
         image_size: pixels a side after bilinear upsampling.
@@ -28,11 +28,11 @@ class Digits(Dataset):
             raise ValueError(f"image_size={self.image_size}: must be ≥ 8")
 
     def read_train(self) -> tuple[Images, tuple[str, ...]]:
-        """1,437 images, grey in three channels."""
+        """1,438 images, grey in three channels."""
         return self._read(test=False), tuple(map(str, range(10)))
 
     def read_test(self) -> Images:
-        """360 images."""
+        """359 images."""
         return self._read(test=True)
 
     def _read(self, *, test: bool) -> Images:
