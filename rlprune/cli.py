@@ -78,21 +78,28 @@ def run(command: str, arguments: list[str]) -> int:
 
 def explain_config_error(error: Exception, command: str) -> str | None:
     """One line for what Hydra and OmegaConf refuse; None for anything else."""
+    if "Config group override must be" in str(error):
+        return f"a group was set to null; name a choice, such as model=resnet20 (rlprune {command} --help lists them)"
     if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf", "antlr4", "yaml"):
         return None
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     text = "\n".join(str(link) for link in chain)
-    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'\s*\n*\s*Available options in '[^']+':\n((?:\s+\S+\n?)+)", text):
-        return f"{found[1]}={found[2]}: unknown; choose one of {', '.join(found[3].split('Config search path')[0].split())}"
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
+        from rlprune.config import conf_dir
+
+        names = sorted(path.stem for path in (conf_dir() / found[1]).glob("*.yaml"))
+        return f"{found[1]}={found[2]}: unknown; choose one of {', '.join(names) or 'none'}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: no such key{_nearest_key(found[1], command)}; `rlprune {command} --cfg job` shows all"
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text):
         return f"{_full_key(text) or 'a key'}={found[1]}: must be of type {found[2].lower()}"
     if found := re.search(r"Error parsing override '(.*?)'", text):
         return f"{found[1]}: is no setting; write key=value, and quote values with special characters: 'key=\"a b\"'"
-    if (key := _full_key(text)) is not None:
+    if (key := _full_key(text)) is not None and "is not a ListConfig" in text:
+        return f"{key}: must be a list, such as {key}=[a,b]"
+    if key is not None:
         return f"{key}: {str(chain[-1]).splitlines()[0]}"
     return " ".join(str(error).split())
 

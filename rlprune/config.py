@@ -100,7 +100,7 @@ class RunConfig:
     device: str = MISSING  # auto, cpu, cuda or cuda:N
     precision: str = MISSING  # auto, fp32 or bf16
     channels_last: str = MISSING  # auto, true or false
-    compile: bool = MISSING  # torch.compile for training
+    compile: bool = MISSING  # torch.compile for dense training
     checkpoint: str | None = MISSING  # weights to start from; null: those of an earlier run, or train them
     paths: Paths = field(default_factory=Paths)
     model: Any = MISSING
@@ -327,8 +327,21 @@ def resolve(config: DictConfig) -> Any:
     if missing:
         raise UserError(f"{sorted(missing)[0]}: is missing; set it on the command line")
     resolved = OmegaConf.to_object(config)
+    _check_plugins(resolved, "")
     check_ranges(resolved)
     return resolved
+
+
+def _check_plugins(config: Any, prefix: str) -> None:
+    """Where a plug-in is expected, there is a yaml that names one."""
+    for item in dataclasses.fields(config):
+        value, key = getattr(config, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value):
+            _check_plugins(value, f"{key}.")
+        elif item.type is Any and not (isinstance(value, dict) and "_target_" in value):
+            group = f"{item.name}@{key}" if prefix else key
+            names = ", ".join(sorted(path.stem for path in (conf_dir() / item.name).glob("*.yaml")))
+            raise UserError(f"{key}={value}: is no plug-in; choose one with {group}=NAME: {names}")
 
 
 def _refuse_additions(config: DictConfig, skeleton: type, prefix: str) -> None:

@@ -79,7 +79,7 @@ def test_prune_evaluate_and_report(rlprune, monkeypatch):
 
 
 def test_two_runs_with_one_seed_are_equal_and_the_dense_network_is_kept(rlprune):
-    line = (*SMOKE, "schedule.save_at=[0.25]", "precision=fp32")
+    line = (*SMOKE, "schedule.save_at=[0.25]")
     assert rlprune(*line)[0] == 0
     kept = list(Path("outputs/dense").iterdir())
     stamp = kept[0].stat().st_mtime_ns
@@ -195,6 +195,8 @@ def test_a_killed_run_resumes_to_the_same_result(rlprune, tmp_path, after):
     assert metrics(result(Path("outputs/killed"))) == metrics(result(run_dirs()[0]))
     code, _, err = rlprune(*line, "resume=outputs/killed")
     assert (code, "that run is done" in err) == (2, True)
+    assert not Path("outputs/killed/failed.json").exists()
+    assert not Path("outputs/killed/checkpoint").exists()
 
 
 def test_inspect_prints_groups_kept_layers_and_the_proof(rlprune):
@@ -205,6 +207,18 @@ def test_inspect_prints_groups_kept_layers_and_the_proof(rlprune):
     assert "left alone as asked" in out
     assert "11 groups, 768 prunable channels; 40.81 M MACs, 272.47 k parameters" in out
     assert (run_dirs("inspect")[0] / "groups.md").read_text().strip() in out
+
+
+def test_the_readme_agent_is_one_file_and_one_yaml(rlprune, monkeypatch, tmp_path):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    Path("my_conf/agent").mkdir(parents=True)
+    Path("my_agents.py").write_text(text.split("```python\n# my_agents.py\n")[1].split("```")[0])
+    Path("my_conf/agent/half.yaml").write_text(text.split("```yaml\n# my_conf/agent/half.yaml\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    assert rlprune(*SMOKE, "--config-dir", "my_conf", "agent=half", "agent.power=3")[0] == 0
+    assert result(run_dirs()[0])["choices"]["agent"] == "half"
+    code, _, err = rlprune(*SMOKE, "--config-dir", "my_conf", "agent=half", "agent.power=much")
+    assert (code, "agent.power=much: must be a finite number" in err) == (2, True)
 
 
 def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
@@ -241,6 +255,11 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "agent=sac"), "agent=sac: unknown; choose one of mcq, uniform"),
         (("prune", "schedule.stepz=1"), "schedule.stepz: no such key (did you mean schedule.steps?)"),
         (("prune", "+foo=1"), "foo: no such key"),
+        (("prune", "agent="), "agent=: unknown; choose one of mcq, uniform"),
+        (("prune", "model=null"), "a group was set to null"),
+        (("prune", "experiment=foo"), "experiment=foo: unknown; choose one of cifar10_resnet20"),
+        (("prune", "training.optimizer=adamw"), "choose one with optimizer@training.optimizer=NAME: adamw, sgd"),
+        (("prune", "schedule.save_at=0.5"), "schedule.save_at: must be a list"),
         (("prune", "+schedule.foo=1"), "schedule.foo: no such key"),
         (("prune", "+agent.foo=1"), "agent.foo: no such setting"),
         (("prune", "foo"), "foo: is no setting"),

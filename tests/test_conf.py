@@ -49,6 +49,12 @@ def test_every_choice_composes(group):
         assert resolve(config).schedule.steps >= 1
 
 
+def test_every_experiment_composes():
+    for path in (conf_dir() / "experiment").glob("*.yaml"):
+        config = composed("prune", f"experiment={path.stem}", "dataset.root=x", "paths.run=x")
+        assert resolve(config).schedule.save_at
+
+
 def test_each_phase_has_its_own_optimizer():
     config = composed("prune", "optimizer@training.optimizer=adamw", "recovery.optimizer.lr=0.3")
     assert config.training.optimizer._target_ == "torch.optim.AdamW"

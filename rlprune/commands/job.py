@@ -38,6 +38,12 @@ def command(name: str) -> Callable[[Callable[[Any, Path, dict[str, str]], None]]
                 else:
                     write_text(run_dir / "config.yaml", text)
                 task(config, run_dir, choices)
+            except ResumeError as error:
+                raise _Stop(error) from error
+            except KeyboardInterrupt:
+                if (run_dir / "checkpoint").exists():
+                    log.warning("interrupted: the same line with resume=%s goes on behind the last finished step", run_dir)
+                raise
             except (UserError, OSError) as error:
                 message = str(error) if isinstance(error, UserError) else explain_os_error(error)
                 failure = UserError(message)
@@ -68,16 +74,20 @@ def _check_resume(run_dir: Path, text: str) -> None:
     if not path.exists():
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # Hydra has just made it
-        raise UserError(f"resume={run_dir}: holds no run; name the folder of one, or start anew without resume")
+        raise ResumeError(f"resume={run_dir}: holds no run; name the folder of one, or start anew without resume")
     if (run_dir / "result.json").exists():
-        raise UserError(f"resume={run_dir}: that run is done; start anew without resume")
+        raise ResumeError(f"resume={run_dir}: that run is done; start anew without resume")
     old, new = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
     for config in (old, new):
         config.pop("resume", None)
         config.get("paths", {}).pop("run", None)
     difference = first_difference(old, new)
     if difference:
-        raise UserError(f"resume={run_dir}: {difference}; resume with the same line, or start anew without resume")
+        raise ResumeError(f"resume={run_dir}: {difference}; resume with the same line, or start anew without resume")
+
+
+class ResumeError(UserError):
+    """The run to continue is not there, done, or another one; its folder is left as it is."""
 
 
 class _Stop(BaseException):

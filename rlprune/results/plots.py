@@ -9,31 +9,35 @@ import pandas as pd
 from rlprune.files import write_atomically
 from rlprune.results.record import Row, StepRecord
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 
 def plot_accuracy(path: Path, steps: Sequence[StepRecord], rows: Sequence[Row]) -> None:
     """Accuracy against channel sparsity: the search split along the way, the test split at the saved levels."""
     figure, axes = _figure()
-    sparsity = [0.0] + [100 * step.sparsity for step in steps]
-    for label, values, colour, style in (
-        ("pruned, search split", [step.accuracy_pruned for step in steps], COLOURS[1], "--"),
-        ("after recovery, search split", [step.accuracy_recovered for step in steps], COLOURS[0], "-"),
+    path_x, path_y = [0.0], [100 * rows[0].search_top1]
+    for step in steps:  # a recovery is a vertical jump
+        path_x += [100 * step.sparsity] * 2
+        path_y += [100 * step.accuracy_pruned, 100 * step.accuracy_recovered]
+    axes.plot(path_x, path_y, color="0.7", linewidth=1, zorder=1)
+    recovered = [step for step in steps if step.recovery_seconds > 0]
+    for label, chosen, name, colour, marker in (
+        ("pruned (search split)", steps, "accuracy_pruned", COLOURS[1], "v"),
+        ("recovered (search split)", recovered, "accuracy_recovered", COLOURS[0], "o"),
     ):
-        axes.plot(
-            sparsity, [100 * value for value in (rows[0].search_top1, *values)], style, color=colour, label=label, marker="o", markersize=3
-        )
-    tested = [row for row in rows if row.name.startswith("recovered")]
+        points = [100 * step.sparsity for step in chosen], [100 * getattr(step, name) for step in chosen]
+        axes.plot(*points, linestyle="none", marker=marker, color=colour, label=label)
+    tested = [row for row in rows if row.level > 0 and not row.name.startswith("pruned")] or [row for row in rows if row.level > 0]
     axes.errorbar(
         [100 * row.sparsity for row in tested],
         [100 * row.top1 for row in tested],
         yerr=[100 * row.standard_error for row in tested],
-        fmt="D", color=COLOURS[2], capsize=3, label="recovered, test split (± standard error)",
+        fmt="D", color=COLOURS[2], capsize=4, label="saved level (test split, ± standard error)", zorder=3,
     )  # fmt: skip
-    axes.axhline(100 * rows[0].top1, color="0.5", linestyle=":", label="dense, test split")
+    axes.axhline(100 * rows[0].top1, color="0.4", linestyle=":", label="dense (test split)")
     axes.set_xlabel("channel sparsity (%)")
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
 
 

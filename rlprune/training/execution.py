@@ -12,7 +12,7 @@ from rlprune.errors import UserError
 
 @dataclass(frozen=True)
 class Execution:
-    """Device, autocast type (None: float32), memory format (`auto`, `true`, `false`) and whether training is compiled."""
+    """Device, autocast type (None: float32), memory format (`auto`, `true`, `false`) and whether dense training is compiled."""
 
     device: torch.device
     dtype: torch.dtype | None

@@ -66,6 +66,7 @@ def recover(
     network: nn.Module, teacher: nn.Module, splits: Splits, *, epochs: int, recovery: Recovery, execution: Execution, seed: int, phase: str
 ) -> list[float]:
     """Train a pruned network in place; returns the loss of each epoch."""
+    execution = replace(execution, compile=False)  # every pruned network would be compiled anew
     seed_globals(derive_seed(seed, phase), "dropout")
     loss = distillation(teacher, rho=recovery.rho, temperature=recovery.temperature, execution=execution)
     batches = training_batches(splits, recovery.batch_size, execution, seed, phase)
