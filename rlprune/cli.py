@@ -18,6 +18,8 @@ COMMANDS = {
     "report": "one table over many runs",
 }
 
+VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}  # options with a value
+
 
 def usage() -> str:
     """What `rlprune` alone prints."""
@@ -53,8 +55,7 @@ def run(command: str, arguments: list[str]) -> int:
     """Hand a command's arguments to Hydra and translate what goes wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     saved = sys.argv
-    first = [word for word in arguments if word in ("-m", "--multirun")]  # argparse takes them before or behind all settings only
-    sys.argv = [f"rlprune {command}", *first, *(word for word in arguments if word not in first)]
+    sys.argv = [f"rlprune {command}", *options_first(arguments)]
     try:
         import_module(f"rlprune.commands.{command}").main()
     except UserError as error:
@@ -74,6 +75,19 @@ def run(command: str, arguments: list[str]) -> int:
         sys.argv = saved
         _clear_hydra()
     return 0
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """Options before settings: argparse does not take them in between."""
+    options, settings, words = [], [], iter(arguments)
+    for word in words:
+        if word.startswith("-"):
+            options.append(word)
+            if word in VALUED:
+                options += [value for value in [next(words, None)] if value is not None]
+        else:
+            settings.append(word)
+    return options + settings
 
 
 def explain_config_error(error: Exception, command: str) -> str | None:
