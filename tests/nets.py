@@ -280,6 +280,28 @@ class NoAffine(Net):
         return self.a(self.norm(x))
 
 
+class AxisKeyword(Net):
+    """numpy's word for dim."""
+
+    def build(self):
+        self.a, self.b = conv(8, 4), conv(12, 6)
+        self.head = nn.Linear(6, 5)
+
+    def body(self, x):
+        return self.b(torch.cat([self.a(x), x], axis=1))
+
+
+class LostConvolution(Net):
+    """A grouped transposed convolution has no rule: it is kept, and named."""
+
+    def build(self):
+        self.t, self.c = nn.ConvTranspose2d(8, 8, 2, 2, groups=2), conv(8, 4)
+        self.head = nn.Linear(4, 5)
+
+    def body(self, x):
+        return self.c(F.relu(self.t(x)))
+
+
 # -- networks that hold a barrier: channels that reach it stay, the others go ---------------------------------------------------------
 
 
@@ -364,6 +386,22 @@ class PlainConstant(Barrier):
 
     def odd(self, x):
         return x + self.constant[0].to(x.dtype)
+
+
+class WidthInArithmetic(Barrier):
+    def odd(self, x):
+        return x / x.size(1)
+
+
+class FreshChannels(Barrier):
+    """Zeros as wide as the network now is."""
+
+    def build(self):
+        super().build()
+        self.b = conv(12, 6)
+
+    def odd(self, x):
+        return torch.cat([x, torch.zeros(x.shape, dtype=x.dtype)], 1)
 
 
 class Einsum(Barrier):

@@ -40,6 +40,8 @@ EXACT = {
     nets.Softmaxed: [(("stem",), 8), (("a",), 6)],
     nets.Instance: [(("stem",), 8), (("a",), 6)],
     nets.NoAffine: [(("stem",), 8), (("a",), 6)],
+    nets.AxisKeyword: [(("stem",), 8), (("a",), 4), (("b",), 6)],
+    nets.LostConvolution: [(("c",), 4)],
     nets.WeightNormed: [(("stem",), 8)],
 }
 # network → part of the reason why `a` is kept
@@ -55,6 +57,8 @@ BARRIERS = {
     nets.MeanOfChannels: "mixes channels",
     nets.DataDependent: "mixes channels",
     nets.PlainConstant: "unknown origin",
+    nets.WidthInArithmetic: "removed exactly",
+    nets.FreshChannels: "removed exactly",
     nets.Einsum: "no channel rule for `einsum`",
     nets.Scripted: "compiled module inner",
     nets.TiedTranspose: "no channel rule for `einsum`",
@@ -103,6 +107,30 @@ def test_a_barrier_keeps_what_reaches_it_and_says_why(kind):
     assert BARRIERS[kind] in reasons["a"]
     assert ("stem",) in [group.layers for group in graph.groups]
     assert graph.warnings or kind in (nets.Scripted, nets.PlainConstant)
+
+
+def test_layers_without_a_rule_are_named():
+    graph = rlprune.trace(build(nets.LostConvolution), EXAMPLE.double())
+    reasons = {frozen.layer: frozen.reason for frozen in graph.frozen}
+    assert "no channel rule for this use of `conv_transpose2d` in t" in reasons["t"]
+    assert reasons["stem"] == reasons["t"]
+    reasons = {frozen.layer: frozen.reason for frozen in rlprune.trace(build(nets.WeightNormed), EXAMPLE.double()).frozen}
+    assert "is computed" in reasons["b"]
+
+
+def test_buffers_that_a_forward_pass_writes_are_left_as_they_were():
+    class Counting(nets.Plain):
+        def build(self):
+            super().build()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def body(self, x):
+            self.calls += 1
+            return super().body(x)
+
+    network = Counting()
+    rlprune.trace(network, EXAMPLE)
+    assert network.calls == 0
 
 
 def test_a_literal_size_freezes_what_it_fixes():

@@ -84,15 +84,17 @@ class LabelSpace:
         return found
 
 
-def tensors_in(value: object) -> Iterable[Tensor]:
-    """Every tensor in nested lists, tuples, dicts and plain objects, in order."""
+def tensors_in(value: object, depth: int = 0) -> Iterable[Tensor]:
+    """Every tensor in nested lists, tuples, dicts and plain objects, in order; objects that hold themselves end at 20 levels."""
     if isinstance(value, Tensor):
         yield value
+    elif depth > 20 or isinstance(value, str | bytes | int | float | type | torch.nn.Module):
+        return
     elif isinstance(value, dict):
         for item in value.values():
-            yield from tensors_in(item)
+            yield from tensors_in(item, depth + 1)
     elif isinstance(value, list | tuple | set):
         for item in value:
-            yield from tensors_in(item)
-    elif hasattr(value, "__dict__") and not isinstance(value, type | torch.nn.Module):
-        yield from tensors_in(vars(value))
+            yield from tensors_in(item, depth + 1)
+    elif hasattr(value, "__dict__"):
+        yield from tensors_in(vars(value), depth + 1)

@@ -49,9 +49,10 @@ class Call:
         return self.outputs[0]
 
     def argument(self, name: str, position: int, default: Any = None) -> Any:
-        """An argument given by position or by name."""
-        if name in self.kwargs:
-            return self.kwargs[name]
+        """An argument given by position or by name; torch takes numpy's `axis` for `dim` too."""
+        for word in (name, {"dim": "axis"}.get(name, name)):
+            if word in self.kwargs:
+                return self.kwargs[word]
         return self.args[position] if position < len(self.args) else default
 
     def bind(self, *names: str) -> dict[str, Any]:
@@ -97,6 +98,7 @@ class Recorder(TorchFunctionMode):
         self.fixed_macs = 0.0
         self.barriers: dict[str, str] = {}
         self.assumptions: list[str] = []
+        self.lost: list[tuple[str, str, int]] = []  # layers without a rule: (name, reason, channels)
         self.uncounted: list[str] = []
         self.order: list[str] = []  # layers in the order of their first use
 
@@ -111,6 +113,7 @@ class Recorder(TorchFunctionMode):
         self.calls += 1
         number = self.calls
         if name in rules.NEUTRAL:
+            self._note_size_read(name, args, kwargs)
             return func(*args, **kwargs)
         self._report_unknown([list(args), kwargs])
         result = func(*args, **kwargs)
@@ -125,6 +128,15 @@ class Recorder(TorchFunctionMode):
         else:
             self.barrier(call, f"{call.label} takes values out of the network")
         return result
+
+    def _note_size_read(self, name: str, args: Any, kwargs: Any) -> None:
+        """A width that the code reads may enter its arithmetic, which one pass cannot show."""
+        channels = self.channels(args[0]) if args and isinstance(args[0], Tensor) else None
+        if channels is None or name not in ("size", "shape", "numel", "nelement", "len", "__len__"):
+            return
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else 0 if name in ("len", "__len__") else None)
+        if not isinstance(axis, int) or axis % args[0].ndim == channels.axis:
+            self.assume(f"the code reads the width in {self.stack[-1] if self.stack else 'the network'}")
 
     def _report_unknown(self, arguments: Any) -> None:
         for tensor in tensors_in(arguments):
@@ -232,6 +244,8 @@ class Recorder(TorchFunctionMode):
 
     def barrier(self, call: Call, reason: str) -> None:
         """Keep all channels that reach a call; what it returns carries none."""
+        if call.name.startswith("conv") or call.name == "linear":
+            self.lost.append((call.where or call.label, reason, call.output.shape[-1 if call.name == "linear" else 1 - call.output.ndim]))
         reached = [tensor for tensor in call.tensors if self.channels(tensor) is not None]
         if reached:
             self.barriers.setdefault(call.label, reason)

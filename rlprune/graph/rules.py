@@ -82,6 +82,8 @@ def convolution(recorder: "Recorder", call: "Call") -> None:
     transposed = call.name.startswith("conv_transpose")
     dims = weight.ndim - 2
     groups = call.argument("groups", 6, 1)
+    if source.ndim == dims + 1:  # an example without a batch axis
+        recorder.batch_size = 1
     axis = source.ndim - dims - 1
     count_from = source if transposed else call.output
     in_channels = source.shape[axis]
@@ -296,6 +298,7 @@ def cat(recorder: "Recorder", call: "Call") -> None:
             recorder.hold(part, f"it is joined with channels in {call.label}")
             fixed = recorder.space.fresh(part.shape[axis])
             recorder.space.pin(fixed, f"{recorder.why_fixed(part)} in {call.label}")
+            recorder.assume(f"{recorder.why_fixed(part)} keeps its size in {call.label}")
             labels.append(fixed)
         else:
             labels.append(channels.labels)
@@ -318,7 +321,7 @@ def reshape(recorder: "Recorder", call: "Call") -> None:
     if call.name != "flatten" and (target >= len(sizes) or sizes[target] != -1):
         recorder.assume(f"the sizes given to {call.label} follow the network's width")
     moved = run_on_labels(channels, tuple(source.shape), lambda twin: twin.reshape(call.output.shape))
-    recorder.set(call.output, Channels(target, moved.movedim(target, -1).flatten(0, -2)[0].clone()))
+    recorder.set(call.output, Channels(target, moved.movedim(target, -1).reshape(-1, call.output.shape[target])[0].clone()))
 
 
 def target_axis(old: Sequence[int], new: Sequence[int], axis: int) -> int | None:
@@ -363,6 +366,8 @@ def move(recorder: "Recorder", call: "Call") -> None:
     for axis in range(twin.ndim):
         lines = twin.movedim(axis, -1).reshape(-1, twin.shape[axis])
         if size > 1 and twin.shape[axis] == size and len(lines) and bool((lines == channels.labels).all()):
+            if call.name == "expand":
+                recorder.assume(f"the sizes given to {call.label} follow the network's width")
             recorder.set(call.output, Channels(axis, channels.labels))
             return
     recorder.barrier(call, f"no channel rule for {call.label}: it cuts or reorders channels")

@@ -46,11 +46,16 @@ def call_model(model: nn.Module, inputs: Any, mode: AbstractContextManager[Any] 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode afterwards."""
+    """Eval mode inside, every module's own mode and every buffer's values afterwards."""
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     model.eval()
     try:
         yield
     finally:
+        with torch.no_grad():
+            for buffer, values in buffers:
+                if not torch.equal(buffer, values):  # written to by the forward pass itself
+                    buffer.copy_(values)
         for module, training in modes:
             module.training = training

@@ -96,7 +96,8 @@ def _build(model: nn.Module, recorder: Recorder) -> ChannelGraph:
     )
     warnings = [f"{reason}; the channels that reach it are kept" for reason in dict.fromkeys(recorder.barriers.values())]
     warnings += [f"{label}: its MACs are not counted" for label in dict.fromkeys(recorder.uncounted)]
-    return ChannelGraph(groups, _frozen(slots, produced, reasons, group_of), cost, points, tuple(warnings))
+    frozen = _frozen(slots, produced, reasons, group_of) + tuple(Frozen(*lost) for lost in recorder.lost)
+    return ChannelGraph(groups, frozen, cost, points, tuple(warnings))
 
 
 def _signatures(slots: dict[tuple[str, int], np.ndarray], num_components: int) -> np.ndarray:
