@@ -8,18 +8,24 @@ import pandas as pd
 from rlprune.graph import ChannelGraph, Verdict
 from rlprune.results.record import Row
 
+CONTROL = "dense + same recovery epochs"
+"""The dense network trained for as long as the pruned one recovered: what pruning is fairly compared with."""
+
 
 def run_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """The table that ends a run."""
+    """The table that ends a run; Δ is taken to the first row, and to the control if there is one."""
     dense = rows[0]
+    control = next((row for row in rows if row.name == CONTROL), None)
     with_top5 = any(row.top5 is not None for row in rows)
     table = []
     for row in rows:
         line = {"network": row.name, "top-1 %": f"{100 * row.top1:.2f} ± {100 * row.standard_error:.2f}"}
         if with_top5:
             line["top-5 %"] = "" if row.top5 is None else f"{100 * row.top5:.2f}"
+        line["Δ"] = f"{100 * (row.top1 - dense.top1):+.2f}"
+        if control is not None:
+            line["Δ to control"] = f"{100 * (row.top1 - control.top1):+.2f}"
         line |= {
-            "Δ": f"{100 * (row.top1 - dense.top1):+.2f}",
             "n": str(row.n),
             "parameters": count(row.params),
             "MACs": count(row.macs),

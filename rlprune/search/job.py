@@ -20,6 +20,7 @@ from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.results.artefact import load_levels, save_artefact
 from rlprune.results.finish import Tested, finish
 from rlprune.results.record import Clock, Identity, write_steps
+from rlprune.results.tables import CONTROL
 from rlprune.search.resume import forget_states, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state
 from rlprune.search.schedule import Schedule, make_schedule
@@ -226,9 +227,9 @@ class PruneJob:
         if self.recovery.control and state.history.recoveries:
             network = copy.deepcopy(dense.network)
             with self.clock.phase("control"):
-                for phase, epochs in tqdm(state.history.recoveries, desc="dense + same recovery", unit="recovery", leave=False):
+                for phase, epochs in tqdm(state.history.recoveries, desc=CONTROL, unit="recovery", leave=False):
                     self._recover(network, dense.network, epochs, phase)
-            networks.append(Tested("dense + same recovery epochs", network, 0.0, 0.0, macs))
+            networks.append(Tested(CONTROL, network, 0.0, 0.0, macs))
         for level in state.history.levels:
             before, after = load_levels(self.identity.run_dir / level["folder"], dense.network, graph)
             percent = f"{100 * level['sparsity']:.0f} %"
