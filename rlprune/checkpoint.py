@@ -1,6 +1,7 @@
 """Weights on disk, without pickled code."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rlprune.files import write_atomically
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write tensors as safetensors, atomically; `metadata` is kept as JSON in the header."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    header = {"rlprune": json.dumps(dict(metadata or {}), allow_nan=False)}
+    header = {"rlprune": json.dumps(dict(metadata or {}), allow_nan=False), "crc32": str(_checksum(plain))}
     data = serialize(plain, header)
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
@@ -30,12 +31,23 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("rlprune", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+            header = file.metadata() or {}
+            metadata = json.loads(header.get("rlprune", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: is not a whole safetensors file ({error}); copy or train it again") from error
+    if "crc32" in header and header["crc32"] != str(_checksum(tensors)):
+        raise UserError(f"{path}: is damaged (its checksum differs); copy or train it again")
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum))
+    return checksum
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -63,7 +75,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for wrapper in ("state_dict", "model"):
             if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
                 loaded = loaded[wrapper]
-        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
             raise UserError(f"checkpoint={path}: holds no state dict; save torch.save(model.state_dict(), path)")
         tensors, metadata = loaded, {}
     if tensors and all(name.startswith("module.") for name in tensors):
@@ -93,6 +105,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
     if problems:
         raise UserError(f"{source}: holds weights of another architecture: {', '.join(problems)}; choose the model it was saved from")
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+            raise UserError(f"{source}: {name} is no plain tensor of real numbers")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{source}: {name} holds values that are not finite; train it again")
     model.load_state_dict(dict(tensors), strict=False)

@@ -158,6 +158,7 @@ def _complete(arguments: list[str]) -> int:
 
 
 def _fail(command: str, message: str, code: int = 2) -> int:
+    message = " ".join(message.split())
     print(f"rlprune {command}: {message}" if command != "rlprune" else f"rlprune: {message}", file=sys.stderr)
     return code
 

@@ -149,6 +149,7 @@ def register() -> None:
     """Put the skeletons where the yaml files' defaults lists find them."""
     # A run that resumes writes into its old folder.
     OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
+    OmegaConf.register_new_resolver("folder", _folder, replace=True)
     store = ConfigStore.instance()
     for name, schema in (
         ("train", RunConfig),
@@ -158,6 +159,12 @@ def register() -> None:
         ("report", ReportConfig),
     ):
         store.store(name=f"{name}_schema", node=schema)
+
+
+def _folder(path: str | None) -> str:
+    if not path:
+        raise ValueError("paths.outputs: is empty; name a folder, such as paths.outputs=outputs")
+    return path
 
 
 # -- plug-ins --------------------------------------------------------------------------------------------------------------------------
@@ -268,7 +275,7 @@ def _describe(hint: Any) -> str:
 
 def suggestion(word: str, choices: typing.Iterable[str]) -> str:
     """`, did you mean x?` if a choice is near."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
+    near = [choice for choice in difflib.get_close_matches(word, list(choices), n=1) if choice != word]
     return f" (did you mean {near[0]}?)" if near else ""
 
 
@@ -347,6 +354,9 @@ def _check_plugins(config: Any, prefix: str) -> None:
 def _refuse_additions(config: DictConfig, skeleton: type, prefix: str) -> None:
     """`+key=value` adds keys that nothing would read."""
     known = {item.name: item.type for item in dataclasses.fields(skeleton)}
+    for name in known:
+        if name not in config:
+            raise UserError(f"{prefix}{name}: is missing; leave it out of the line to take its default")
     for name in map(str, config):
         if name not in known:
             raise UserError(f"{prefix}{name}: no such key{suggestion(name, known)}; there are {', '.join(known)}")

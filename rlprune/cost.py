@@ -1,7 +1,7 @@
 """Closed-form MACs and parameters of any plan, and measured latency."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class CostModel:
-    """Sizes of every parameter as linear functions of the units removed from each group.
+    """Sizes of every parameter and buffer as linear functions of the units removed from each group.
 
     `sizes[d]` is the dense size of dimension d, shape (tensor,), 1 where a tensor has fewer dimensions; `removed[d]` says how much of it
     one unit of each group takes, shape (tensor, group); `uses` is how often each element multiplies for one example, shape (tensor,).
     """
 
+    names: tuple[str, ...]  # parameters and buffers, by qualified name
+    is_parameter: np.ndarray
     sizes: tuple[np.ndarray, ...]
     removed: tuple[np.ndarray, ...]
     uses: np.ndarray
@@ -35,11 +37,12 @@ class CostModel:
 
     def params(self, counts: np.ndarray) -> int:
         """Parameters; buffers are not counted."""
-        return round(float(self.numels(counts).sum()))
+        return round(float(self.numels(counts) @ self.is_parameter))
 
     @staticmethod
     def build(
         shapes: Mapping[str, tuple[int, ...]],
+        parameters: Collection[str],
         uses: Mapping[str, float],
         taken: Mapping[tuple[str, int, int], int],
         num_groups: int,
@@ -54,7 +57,8 @@ class CostModel:
         for (name, dim, group), entries in taken.items():
             if name in row:
                 removed[dim][row[name], group] = entries
-        return CostModel(sizes, removed, np.array([uses.get(name, 0.0) for name in names]), fixed_macs)
+        is_parameter = np.array([name in parameters for name in names], dtype=float)
+        return CostModel(tuple(names), is_parameter, sizes, removed, np.array([uses.get(name, 0.0) for name in names]), fixed_macs)
 
 
 def count_params(model: nn.Module) -> int:

@@ -47,8 +47,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); the file is damaged, use another run") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON ({type(error).__name__}); the file is damaged, use another run") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: should hold a JSON object; the file is damaged, use another run")
     return value

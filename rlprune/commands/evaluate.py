@@ -30,14 +30,15 @@ def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None
         artefact = load_artefact(folder)
         config.seed = int(artefact.plan.get("seed", config.seed))  # the same search split
         choices["model"] = artefact.origin.model
-        if not any(override.startswith("dataset") for override in HydraConfig.get().overrides.task):
-            choices["dataset"] = artefact.origin.dataset
+        if not any(override.startswith("dataset=") for override in HydraConfig.get().overrides.task):
+            choices["dataset"], limit = artefact.origin.dataset, config.dataset.get("limit")
             config.dataset = shipped("dataset", artefact.origin.dataset, artefact.origin.dataset_settings)
+            config.dataset["limit"] = limit if limit is not None else config.dataset["limit"]
         setup = make_setup(config, choices).fitted_to(artefact.origin)
         dense, name, network = None, "recovered", artefact.network
         sparsity, facts = float(artefact.plan.get("sparsity", 0.0)), {"run": str(folder)}
     evaluator = Evaluator(setup.splits.search, setup.splits.normalization, setup.execution)
     network.to(setup.execution.device)
-    tested = Tested(name, network, sparsity, sparsity, trace(network, setup.example()).macs({}))
+    tested = Tested(name, network, sparsity, sparsity, trace(network, setup.example(), prove=False).macs({}))
     job = Identity("evaluate", run_dir, choices, config.seed)
     finish([tested], history=None, dense=dense, evaluator=evaluator, setup=setup, clock=Clock(), job=job, facts=facts)

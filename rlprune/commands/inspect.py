@@ -21,7 +21,7 @@ def main(config: InspectConfig, run_dir: Path, choices: dict[str, str]) -> None:
     network = make_network(config, setup).to(setup.execution.device)
     if config.checkpoint is not None:
         load_into(network, load_weights(Path(config.checkpoint))[0], f"checkpoint={config.checkpoint}")
-    graph = trace(network, setup.example(), ignore=config.ignore)
+    graph = trace(network, setup.example(), ignore=config.ignore, prove=not config.verify)
     verdicts = verify(network, setup.example(), graph) if config.verify else {}
     failed = [name for name, verdict in verdicts.items() if not verdict.exact]
     size = f"{short(graph.macs({}))} MACs, {short(graph.params({}))} parameters"

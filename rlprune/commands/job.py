@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from rlprune.cli import explain_config_error
 from rlprune.config import conf_dir, first_difference, register, resolve
 from rlprune.errors import UserError, explain_os_error
 from rlprune.files import write_failure, write_text
@@ -36,9 +37,12 @@ def command(name: str) -> Callable[[Callable[[Any, Path, dict[str, str]], None]]
                 if getattr(config, "resume", None) is not None:
                     _check_resume(run_dir, text)
                 else:
+                    if (run_dir / "config.yaml").exists():
+                        raise RunFolderError(f"paths.run={run_dir}: holds a run already; name another folder, or resume={run_dir}")
                     write_text(run_dir / "config.yaml", text)
+                _check_choices(raw, choices)
                 task(config, run_dir, choices)
-            except ResumeError as error:
+            except RunFolderError as error:
                 raise _Stop(error) from error
             except KeyboardInterrupt:
                 if (run_dir / "checkpoint").exists():
@@ -53,6 +57,10 @@ def command(name: str) -> Callable[[Callable[[Any, Path, dict[str, str]], None]]
                 log.error("%s: %s", run_dir, message)
                 raise failure from error
             except Exception as error:
+                refused = explain_config_error(error, name)
+                if refused is not None:
+                    write_failure(run_dir, refused)
+                    raise _Stop(UserError(refused)) from error
                 write_failure(run_dir, f"{type(error).__name__}: {error}")
                 log.exception("this is a defect of rlprune, or of a plug-in")
                 raise
@@ -61,6 +69,13 @@ def command(name: str) -> Callable[[Callable[[Any, Path, dict[str, str]], None]]
         return _unwrap(hydra.main(config_path=str(conf_dir().resolve()), config_name=name, version_base="1.3")(run))
 
     return decorate
+
+
+def _check_choices(raw: DictConfig, choices: dict[str, str]) -> None:
+    """A group takes one choice; a list of them would be merged into something nobody asked for."""
+    for group in ("model", "dataset", "agent"):
+        if group in raw and group not in choices:
+            raise UserError(f"{group}: takes one choice, such as {group}=NAME; several runs are started with -m {group}=A,B")
 
 
 def _relative(path: Path) -> Path:
@@ -74,20 +89,25 @@ def _check_resume(run_dir: Path, text: str) -> None:
     if not path.exists():
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # Hydra has just made it
-        raise ResumeError(f"resume={run_dir}: holds no run; name the folder of one, or start anew without resume")
+        raise RunFolderError(f"resume={run_dir}: holds no run; name the folder of one, or start anew without resume")
     if (run_dir / "result.json").exists():
-        raise ResumeError(f"resume={run_dir}: that run is done; start anew without resume")
-    old, new = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
+        raise RunFolderError(f"resume={run_dir}: that run is done; start anew without resume")
+    try:
+        old, new = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path}: is damaged ({type(error).__name__}); start anew without resume") from error
+    if not isinstance(old, dict) or not isinstance(old.get("paths"), dict):
+        raise RunFolderError(f"{path}: is damaged; start anew without resume")
     for config in (old, new):
         config.pop("resume", None)
         config.get("paths", {}).pop("run", None)
     difference = first_difference(old, new)
     if difference:
-        raise ResumeError(f"resume={run_dir}: {difference}; resume with the same line, or start anew without resume")
+        raise RunFolderError(f"resume={run_dir}: {difference}; resume with the same line, or start anew without resume")
 
 
-class ResumeError(UserError):
-    """The run to continue is not there, done, or another one; its folder is left as it is."""
+class RunFolderError(UserError):
+    """The folder holds another run, or none to continue; it is left as it is."""
 
 
 class _Stop(BaseException):

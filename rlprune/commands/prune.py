@@ -9,7 +9,7 @@ from rlprune.config import PruneConfig
 @command("prune")
 def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Train or load, trace, search, prune, recover, test once, write."""
-    from rlprune.commands.setup import make_dense, make_network, make_recipe, make_setup
+    from rlprune.commands.setup import make_dense, make_network, make_recipe, make_setup, require
     from rlprune.config import build
     from rlprune.results.record import Identity
     from rlprune.search.job import PruneJob
@@ -27,6 +27,8 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         temperature=config.recovery.temperature,
         control=config.recovery.control,
     )
+    require(agent, config.agent, "agent", "decide", "candidates_per_step")
+    require(criterion, config.criterion, "criterion", "scores", "calibration_images")
     setup = make_setup(config, choices)
     job = PruneJob(
         agent=agent,
@@ -38,6 +40,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         search=config.search,
         ignore=config.ignore,
         identity=Identity("prune", run_dir, choices, config.seed),
+        resume=config.resume is not None,
     )
     job.check(make_network(config, setup))
     with job.clock.phase("dense"):

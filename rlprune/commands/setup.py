@@ -21,7 +21,7 @@ from rlprune.training.fit import Recipe
 def make_execution(config: RunConfig) -> Execution:
     """Device and precision; the first thing that can be wrong."""
     return choose_execution(
-        device=config.device, precision=config.precision, channels_last=str(config.channels_last), compile=config.compile
+        device=config.device, precision=config.precision, channels_last=str(config.channels_last).lower(), compile=config.compile
     )
 
 
@@ -85,15 +85,9 @@ def make_dense(config: RunConfig, setup: Setup, choices: dict[str, str], *, trai
     data = {key: value for key, value in config.dataset.items() if key != "root"}
     if train and config.checkpoint is not None:
         data["from"] = config.checkpoint  # a fine-tuned network is not the one trained from scratch
-    facts = [
-        config.model,
-        data,
-        str(config.dataset.get("root")),
-        asdict(config.training),
-        config.seed,
-        str(setup.execution.dtype),
-        len(setup.splits.train),
-    ]
+    images = [setup.splits.class_names, setup.splits.train.checksum(), setup.splits.normalization]
+    how = [str(setup.execution.dtype), setup.execution.device.type, setup.execution.channels_last, setup.execution.compile]
+    facts = [config.model, data, images, asdict(config.training), config.seed, how]
     return obtain_dense(
         partial(make_network, config, setup),
         setup.splits,
@@ -107,3 +101,16 @@ def make_dense(config: RunConfig, setup: Setup, choices: dict[str, str], *, trai
         seed=config.seed,
         train=train,
     )
+
+
+def require(plugin: Any, node: dict[str, Any], key: str, *names: str) -> None:
+    """Refuse a plug-in that lacks what its kind must have, before anything is trained for it.
+
+    Raises:
+        UserError: names the first thing that is missing.
+    """
+    for name in names:
+        if not hasattr(plugin, name):
+            raise UserError(
+                f"{key}._target_={node['_target_']}: has no `{name}`; see rlprune.{'agents' if key == 'agent' else 'criteria'}.base"
+            )

@@ -1,5 +1,6 @@
 """What a data set is to rlprune: two uint8 tensors, one of which stays closed until the last table."""
 
+import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -25,6 +26,10 @@ class Images:
         """The images at these positions."""
         chosen = torch.from_numpy(indices)
         return Images(self.pixels[chosen], self.labels[chosen])
+
+    def checksum(self) -> int:
+        """Changes with any pixel or label."""
+        return zlib.crc32(self.labels.cpu().numpy().tobytes(), zlib.crc32(self.pixels.cpu().contiguous().numpy().data))
 
     def to(self, device: torch.device) -> "Images":
         """The same images on a device."""
@@ -128,6 +133,8 @@ def split(dataset: Dataset, seed: int) -> Splits:
     images = limited(images, dataset.limit)
     if len(class_names) < 2:
         raise UserError(f"dataset: has {len(class_names)} class(es); at least two are needed to classify")
+    if dataset.crop >= min(images.pixels.shape[2:]):
+        raise UserError(f"dataset.crop={dataset.crop}: must be smaller than the images, {tuple(images.pixels.shape[2:])} pixels")
     size = round(len(images) * dataset.search_fraction)
     if size < 1 or size >= len(images):
         raise UserError(f"dataset.search_fraction={dataset.search_fraction}: leaves an empty split of {len(images)} images")

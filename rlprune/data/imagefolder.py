@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +55,7 @@ class ImageFolder(Dataset):
         for name in _classes(self._test_folder()):
             if name not in known:
                 raise UserError(f"{self._test_folder() / name}: is a class that {self._folder('train')} lacks; add or remove it")
+            _files(self._test_folder() / name)
 
     def _folder(self, name: str) -> Path:
         folder = Path(self.root) / name
@@ -81,7 +81,7 @@ class ImageFolder(Dataset):
             return cached
         images = Images(_decode([path for path, _ in files], self.image_size), torch.tensor([label for _, label in files]))
         tensors = {"pixels": images.pixels, "labels": images.labels}
-        save_tensors(cache, tensors, {"crc32": _checksum(images)})
+        save_tensors(cache, tensors, {"crc32": images.checksum()})
         return images
 
 
@@ -95,14 +95,12 @@ def _classes(folder: Path) -> tuple[str, ...]:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file() and not path.name.startswith(".")
+    )
     if not files:
         raise UserError(f"{folder}: holds no images; add some or remove the folder")
     return files
-
-
-def _checksum(images: Images) -> int:
-    return zlib.crc32(images.labels.numpy().tobytes(), zlib.crc32(images.pixels.numpy().data))
 
 
 def _load_cache(path: Path) -> Images | None:
@@ -111,7 +109,7 @@ def _load_cache(path: Path) -> Images | None:
     try:
         tensors, metadata = load_tensors(path)
         images = Images(tensors["pixels"], tensors["labels"])
-        if _checksum(images) == metadata["crc32"]:
+        if images.checksum() == metadata["crc32"]:
             return images
     except (UserError, KeyError):
         log.debug("cache %s could not be read", path, exc_info=True)
@@ -119,13 +117,28 @@ def _load_cache(path: Path) -> Images | None:
     return None
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 bits, scaled; Pillow would clip them to white."""
+    if image.mode == "F":
+        raise ValueError("32-bit floating-point pixels have no fixed range; save it with 8 bits")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    return Image.fromarray(
+        (values / (257 if image.mode.startswith("I;16") or values.max() > 255 else 1)).round().clip(0, 255).astype(np.uint8)
+    )
+
+
 def _decode(paths: list[Path], size: int) -> torch.Tensor:
-    pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    try:
+        pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    except MemoryError as error:
+        raise UserError(f"dataset.image_size={size}: {len(paths)} such images do not fit into memory; make it smaller") from error
 
     def read(index: int) -> None:
         try:
             with Image.open(paths[index]) as image:
-                picture = image.convert("RGB")
+                picture = _eight_bits(image).convert("RGB")
                 if picture.size != (size, size):
                     picture = picture.resize((size, size), Image.Resampling.BILINEAR)
                 pixels[index] = np.asarray(picture)

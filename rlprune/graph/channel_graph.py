@@ -29,7 +29,7 @@ class Member:
     @property
     def layer(self) -> str:
         """Qualified name of the module that owns the tensor."""
-        return self.tensor.rpartition(".")[0]
+        return self.tensor.rpartition(".")[0] or self.tensor
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class ChannelGraph:
     cost: CostModel
     zero_points: tuple[ZeroPoint, ...]
     warnings: tuple[str, ...]
+    depthwise: Mapping[str, int]  # weight → outputs for each input channel
+    grouped: Mapping[str, int]  # weight of any other grouped convolution → groups
 
     @cached_property
     def num_units(self) -> np.ndarray:
@@ -120,7 +122,10 @@ class ChannelGraph:
                 raise UserError(f"group {name!r}: the graph has no such group{frozen}; groups: {', '.join(sorted(names)) or 'none'}")
         checked = {}
         for group in self.groups:
-            units = np.asarray(keep.get(group.name, range(group.num_units)))
+            try:
+                units = np.asarray(keep.get(group.name, range(group.num_units)))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UserError(f"group {group.name!r}: keep must be a list of unit indices ({error})") from error
             if units.ndim != 1 or len(units) == 0 or units.dtype.kind not in "iu":
                 raise UserError(f"group {group.name!r}: keep must list at least one unit by its index")
             if units.min() < 0 or units.max() >= group.num_units:

@@ -1,6 +1,6 @@
 """Channel labels: which entries of which tensors stand or fall together."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,11 +90,11 @@ def tensors_in(value: object, depth: int = 0) -> Iterable[Tensor]:
         yield value
     elif depth > 20 or isinstance(value, str | bytes | int | float | type | torch.nn.Module):
         return
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item, depth + 1)
-    elif isinstance(value, list | tuple | set):
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(value.values()), depth)
+    elif isinstance(value, Collection):
         for item in value:
             yield from tensors_in(item, depth + 1)
-    elif hasattr(value, "__dict__"):
-        yield from tensors_in(vars(value), depth + 1)
+    else:
+        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if isinstance(name, str)]
+        yield from tensors_in([*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)], depth + 1)

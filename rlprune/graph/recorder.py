@@ -34,6 +34,12 @@ class Call:
         return f"`{self.name}`" + (f" in {self.where}" if self.where else "")
 
     @property
+    def in_place(self) -> bool:
+        """Whether the operation changes its first argument."""
+        name = getattr(self.function, "__name__", "")
+        return name.endswith("_") and not name.endswith("__")
+
+    @property
     def tensors(self) -> list[Tensor]:
         """Tensors among the arguments, in order."""
         return list(tensors_in([list(self.args), self.kwargs]))
@@ -77,8 +83,7 @@ def operation_name(function: Callable[..., Any]) -> str:
 class Recorder(TorchFunctionMode):
     """Intercepts every torch call of a forward pass, applies its channel rule, and keeps what was learned.
 
-    A tensor that no intercepted call produced has an unknown origin: it is treated as fixed, and `assumptions` says so, which makes
-    `trace` prove every group on the spot.
+    A tensor that no intercepted call produced has an unknown origin: it is treated as fixed.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, time_limit: float) -> None:
@@ -92,12 +97,15 @@ class Recorder(TorchFunctionMode):
         self.names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
         self.paths = {id(module): name for name, module in self.modules.items()}
         self.stack: list[str] = []
+        self.visited: set[str] = set()  # modules that ran
         self.calls = 0
         self.zero_points: list[tuple[int, Channels]] = []
         self.uses: dict[str, float] = {}
         self.fixed_macs = 0.0
         self.barriers: dict[str, str] = {}
-        self.assumptions: list[str] = []
+        self.depthwise: dict[str, int] = {}  # weight → outputs for each input
+        self.grouped: dict[str, int] = {}  # weight → groups
+        self.token = object()  # marks this recorder's notes on tensors, without keeping the recorder alive
         self.lost: list[tuple[str, str, int]] = []  # layers without a rule: (name, reason, channels)
         self.uncounted: list[str] = []
         self.order: list[str] = []  # layers in the order of their first use
@@ -113,7 +121,6 @@ class Recorder(TorchFunctionMode):
         self.calls += 1
         number = self.calls
         if name in rules.NEUTRAL:
-            self._note_size_read(name, args, kwargs)
             return func(*args, **kwargs)
         self._report_unknown([list(args), kwargs])
         result = func(*args, **kwargs)
@@ -129,20 +136,10 @@ class Recorder(TorchFunctionMode):
             self.barrier(call, f"{call.label} takes values out of the network")
         return result
 
-    def _note_size_read(self, name: str, args: Any, kwargs: Any) -> None:
-        """A width that the code reads may enter its arithmetic, which one pass cannot show."""
-        channels = self.channels(args[0]) if args and isinstance(args[0], Tensor) else None
-        if channels is None or name not in ("size", "shape", "numel", "nelement", "len", "__len__"):
-            return
-        axis = kwargs.get("dim", args[1] if len(args) > 1 else 0 if name in ("len", "__len__") else None)
-        if not isinstance(axis, int) or axis % args[0].ndim == channels.axis:
-            self.assume(f"the code reads the width in {self.stack[-1] if self.stack else 'the network'}")
-
     def _report_unknown(self, arguments: Any) -> None:
         for tensor in tensors_in(arguments):
             if tensor.ndim > 0 and self._info(tensor) is None and id(tensor) not in self.names:
                 self.set(tensor, None, "a tensor of unknown origin")
-                self.assumptions.append(f"a tensor of unknown origin enters {self.stack[-1] if self.stack else 'the network'}")
 
     @contextmanager
     def following_modules(self) -> Iterator[None]:
@@ -150,7 +147,9 @@ class Recorder(TorchFunctionMode):
 
         def enter(module: nn.Module, inputs: Any) -> None:
             self.stack.append(self.paths.get(id(module), type(module).__name__))
+            self.visited.add(self.stack[-1])
             if isinstance(module, torch.jit.ScriptModule):  # its operations are invisible here
+                self.uncounted.append(f"the compiled module {self.stack[-1]}")
                 for tensor in tensors_in(inputs):
                     self.freeze_tensor(tensor, f"no channel rule for the compiled module {self.stack[-1]}")
 
@@ -168,7 +167,7 @@ class Recorder(TorchFunctionMode):
 
     def _info(self, tensor: Tensor) -> tuple[Channels | None, str] | None:
         owner, info = getattr(tensor, "_rlprune_channels", (None, None))
-        return info if owner is self else None
+        return info if owner is self.token else None
 
     def set(self, tensor: Tensor, channels: Channels | None, reason: str = "") -> None:
         """Say what a tensor carries: channels, or nothing and why."""
@@ -176,7 +175,7 @@ class Recorder(TorchFunctionMode):
             raise AssertionError(f"{len(channels.labels)} labels for shape {tuple(tensor.shape)}")
         if id(tensor) in self.names:  # a parameter written to in place keeps its identity
             return
-        tensor._rlprune_channels = (self, (channels, reason or "a fixed tensor"))  # type: ignore[attr-defined]
+        tensor._rlprune_channels = (self.token, (channels, reason or "a fixed tensor"))  # type: ignore[attr-defined]
 
     def channels(self, tensor: Tensor) -> Channels | None:
         """The channels that a tensor carries, if any."""
@@ -253,10 +252,6 @@ class Recorder(TorchFunctionMode):
             self.freeze_tensor(tensor, reason)
         for output in call.outputs:
             self.set(output, None, f"what {call.label} returns")
-
-    def assume(self, assumption: str) -> None:
-        """Something that only the removal itself can prove; see `trace`."""
-        self.assumptions.append(assumption)
 
     def zero_behind(self, call: Call) -> None:
         """A masked channel may be non-zero after this call: the check zeroes it here."""

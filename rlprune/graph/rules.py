@@ -70,7 +70,8 @@ NORMS = frozenset(
 # Products of activations that the closed form does not count.
 UNCOUNTED = frozenset(
     """
-    matmul bmm baddbmm einsum scaled_dot_product_attention multi_head_attention_forward mm addmm chain_matmul
+    lstm gru rnn_tanh rnn_relu bilinear matmul bmm baddbmm einsum scaled_dot_product_attention multi_head_attention_forward mm addmm
+    chain_matmul
     """.split()
 )
 
@@ -106,11 +107,13 @@ def convolution(recorder: "Recorder", call: "Call") -> None:
         recorder.attach((name, in_dim), inputs, "in", recorder.why_fixed(source))
     elif groups == in_channels:  # depthwise, with or without multiplier: every output follows its own input
         multiplier = len(out) // groups
+        recorder.depthwise[name] = multiplier
         if inputs is None:
             space.pin(out, f"depthwise on {recorder.why_fixed(source)}")
         else:
             space.unite(out, inputs.repeat_interleave(multiplier))
     else:  # the same positions of every group go together, so that groups stay equal
+        recorder.grouped[name] = groups
         space.unite(out, out.view(groups, -1)[0].repeat(groups))
         if inputs is not None:
             space.unite(inputs, inputs.view(groups, -1)[0].repeat(groups))
@@ -128,7 +131,7 @@ def linear(recorder: "Recorder", call: "Call") -> None:
     recorder.count(weight, call.output.numel() / weight.shape[0])
     name = recorder.parameter_name(weight)
     channels = recorder.channels(source)
-    if name is None:
+    if name is None or weight.ndim != 2:
         recorder.barrier(call, f"the weight of {call.label} is computed, not a parameter")
         return
     if channels is not None and channels.axis != source.ndim - 1:
@@ -143,9 +146,9 @@ def linear(recorder: "Recorder", call: "Call") -> None:
 
 def norm(recorder: "Recorder", call: "Call") -> None:
     """Batch and instance norm: running statistics, scale and shift follow the channel."""
-    source = call.tensors[0]
+    source = call.bind("input")["input"]
     channels = recorder.channels(source)
-    vectors = call.tensors[1:]
+    vectors = [tensor for tensor in call.tensors if tensor is not source]
     if channels is not None and channels.axis != 1:
         recorder.barrier(call, f"no channel rule for this use of {call.label}")
         return
@@ -160,7 +163,8 @@ def norm(recorder: "Recorder", call: "Call") -> None:
 
 def prelu(recorder: "Recorder", call: "Call") -> None:
     """PReLU: a slope for each channel follows it, a single one touches none."""
-    source, weight = call.tensors[:2]
+    arguments = call.bind("input", "weight")
+    source, weight = arguments["input"], arguments["weight"]
     channels = recorder.channels(source)
     if channels is None:
         recorder.hold(weight, recorder.why_fixed(source))
@@ -219,7 +223,6 @@ def _attach_operand(recorder: "Recorder", call: "Call", tensor: Tensor, offset: 
     name = recorder.parameter_name(tensor)
     if name is not None and tensor.numel() == tensor.shape[offset]:
         recorder.attach((name, tensor.ndim + offset), labels, "channel", "")
-        recorder.assume(f"{name} follows the channels in {call.label}")
     else:
         recorder.hold(tensor, f"it meets channels in {call.label}")
         recorder.space.pin(labels, f"they meet {recorder.why_fixed(tensor)} in {call.label}")
@@ -271,9 +274,8 @@ def pad(recorder: "Recorder", call: "Call") -> None:
 
 def cat(recorder: "Recorder", call: "Call") -> None:
     """Concatenation: along the channels their labels line up, along another axis they are united."""
-    parts = list(call.argument("tensors", 0))
-    axis = call.argument("dim", 1, 0)
-    axis = axis % parts[0].ndim
+    parts = [part for part in call.argument("tensors", 0) if part.shape != (0,)]  # torch.cat skips those
+    axis = call.argument("dim", 1, 0) % call.output.ndim
     found = [recorder.channels(part) for part in parts]
     along = [channels.axis for channels in found if channels is not None]
     if not along:
@@ -298,7 +300,6 @@ def cat(recorder: "Recorder", call: "Call") -> None:
             recorder.hold(part, f"it is joined with channels in {call.label}")
             fixed = recorder.space.fresh(part.shape[axis])
             recorder.space.pin(fixed, f"{recorder.why_fixed(part)} in {call.label}")
-            recorder.assume(f"{recorder.why_fixed(part)} keeps its size in {call.label}")
             labels.append(fixed)
         else:
             labels.append(channels.labels)
@@ -309,6 +310,9 @@ def reshape(recorder: "Recorder", call: "Call") -> None:
     """view, reshape, flatten: the channel axis may merge with others or move, never split."""
     source = call.tensors[0]
     channels = recorder.channels(source)
+    if call.in_place:
+        recorder.barrier(call, f"no channel rule for {call.label} in place")
+        return
     if channels is None:
         recorder.hold(source, f"{call.label} reshapes it")
         recorder.set(call.output, None, recorder.why_fixed(source))
@@ -317,9 +321,6 @@ def reshape(recorder: "Recorder", call: "Call") -> None:
     if target is None:
         recorder.barrier(call, f"{call.label} splits channels")
         return
-    sizes = [size for argument in call.args[1:] for size in (argument if isinstance(argument, list | tuple | torch.Size) else [argument])]
-    if call.name != "flatten" and (target >= len(sizes) or sizes[target] != -1):
-        recorder.assume(f"the sizes given to {call.label} follow the network's width")
     moved = run_on_labels(channels, tuple(source.shape), lambda twin: twin.reshape(call.output.shape))
     recorder.set(call.output, Channels(target, moved.movedim(target, -1).reshape(-1, call.output.shape[target])[0].clone()))
 
@@ -358,7 +359,7 @@ def move(recorder: "Recorder", call: "Call") -> None:
     """Movements that keep the channels whole and in order: executed on the labels themselves."""
     source = call.tensors[0]
     channels = recorder.channels(source)
-    if channels is None or len(call.tensors) > 1:
+    if channels is None or len(call.tensors) > 1 or call.in_place:
         recorder.barrier(call, f"no channel rule for {call.label} of a parameter or with computed indices")
         return
     twin = run_on_labels(channels, tuple(source.shape), lambda labels: call.function(labels, *call.args[1:], **call.kwargs))
@@ -366,8 +367,6 @@ def move(recorder: "Recorder", call: "Call") -> None:
     for axis in range(twin.ndim):
         lines = twin.movedim(axis, -1).reshape(-1, twin.shape[axis])
         if size > 1 and twin.shape[axis] == size and len(lines) and bool((lines == channels.labels).all()):
-            if call.name == "expand":
-                recorder.assume(f"the sizes given to {call.label} follow the network's width")
             recorder.set(call.output, Channels(axis, channels.labels))
             return
     recorder.barrier(call, f"no channel rule for {call.label}: it cuts or reorders channels")
@@ -378,7 +377,8 @@ def reduction(recorder: "Recorder", call: "Call") -> None:
     source = call.tensors[0]
     channels = recorder.channels(source)
     given = call.argument("dim", 1, None)
-    axes = range(source.ndim) if given is None or given == [] else [given] if isinstance(given, int) else given
+    everything = given is None or isinstance(given, bool) or given in ([], ())
+    axes = range(source.ndim) if everything else [given] if isinstance(given, int) else given
     if channels is None:
         recorder.hold(source, f"{call.label} reduces it")
         recorder.set(call.output, None, recorder.why_fixed(source))

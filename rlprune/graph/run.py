@@ -1,5 +1,6 @@
 """Running a model on example inputs of any form, and leaving it as it was."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,6 +17,8 @@ def map_tensors(value: Any, function: Any) -> Any:
         return function(value)
     if isinstance(value, dict):
         return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*(map_tensors(item, function) for item in value))
     if isinstance(value, list | tuple):
         return type(value)(map_tensors(item, function) for item in value)
     return value
@@ -37,11 +40,23 @@ def call_model(model: nn.Module, inputs: Any, mode: AbstractContextManager[Any] 
             if isinstance(inputs, dict):
                 return model(**inputs)
             return model(*inputs) if isinstance(inputs, list | tuple) else model(inputs)
-        except (UserError, AssertionError):
+        except UserError:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{type(model).__name__}: cannot run on the example inputs: {reason}") from error
+
+
+def copy_module(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy; `memo` maps tensors to what takes their place.
+
+    Raises:
+        UserError: the module holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model, memo or {})
+    except Exception as error:
+        raise UserError(f"{type(model).__name__}: cannot be copied ({error}); drop what it keeps besides modules and parameters") from error
 
 
 @contextmanager

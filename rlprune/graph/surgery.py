@@ -1,6 +1,5 @@
 """Removing and zeroing channels."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from rlprune.errors import UserError
 from rlprune.graph.channel_graph import ChannelGraph, Keep
+from rlprune.graph.run import copy_module
 
 
 def prune(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
@@ -28,14 +28,14 @@ def prune(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     memo: dict[int, Any] = {}
     for name, tensor in _named_tensors(model):
         memo[id(tensor)] = sliced[name]
-    pruned = copy.deepcopy(model, memo)
-    _patch(pruned)
+    pruned = copy_module(model, memo)
+    _patch(pruned, graph)
     return pruned
 
 
 def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     """A copy of the network with the removed units' weights set to zero; shapes stay."""
-    masked = copy.deepcopy(model)
+    masked = copy_module(model)
     tensors = dict(_named_tensors(masked))
     with torch.no_grad():
         for (name, dim), gone in graph.removed_entries(keep).items():
@@ -53,7 +53,7 @@ class Slicer:
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self._source, self._graph = model, graph
         memo: dict[int, Any] = {id(tensor): tensor for _, tensor in _named_tensors(model)}
-        self._skeleton = copy.deepcopy(model, memo).eval()
+        self._skeleton = copy_module(model, memo).eval()
         owners = dict(self._skeleton.named_modules())
         # Every place that holds a tensor, so that shared weights are exchanged in all of them.
         name_of = {id(tensor): name for name, tensor in _named_tensors(model)}
@@ -61,15 +61,15 @@ class Slicer:
         for module in owners.values():
             for holder in (module._parameters, module._buffers):
                 for key, tensor in holder.items():
-                    if tensor is not None:
+                    if tensor is not None and id(tensor) in name_of:  # compiled modules hand out new objects
                         self._places.setdefault(name_of[id(tensor)], []).append((holder, key))
 
     def __call__(self, keep: Keep) -> nn.Module:
         """The network with only the kept units, in eval mode, for inference alone."""
         for name, tensor in _sliced_tensors(self._source, self._graph, keep, own=False).items():
-            for holder, key in self._places[name]:
+            for holder, key in self._places.get(name, []):
                 holder[key] = tensor
-        _patch(self._skeleton)
+        _patch(self._skeleton, self._graph)
         return self._skeleton
 
 
@@ -79,6 +79,7 @@ def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _sliced_tensors(model: nn.Module, graph: ChannelGraph, keep: Keep, *, own: bool) -> dict[str, Tensor]:
     """Every parameter and buffer without the removed entries; `own`: as new parameters, sharing nothing."""
+    _require_match(model, graph)
     gone = graph.removed_entries(keep)
     dims: dict[str, list[tuple[int, np.ndarray]]] = {}
     for (name, dim), removed in gone.items():
@@ -100,30 +101,38 @@ def _sliced_tensors(model: nn.Module, graph: ChannelGraph, keep: Keep, *, own: b
     return tensors
 
 
-def _patch(model: nn.Module) -> None:
-    """Make the sizes that modules keep as attributes agree with their weights."""
+def _require_match(model: nn.Module, graph: ChannelGraph) -> None:
+    """A graph fits the network it was traced on, and those of the same shapes."""
+    shapes = {name: tensor.shape for name, tensor in _named_tensors(model)}
+    for row, name in enumerate(graph.cost.names):
+        expected = [int(size[row]) for size in graph.cost.sizes]
+        shape = shapes.get(name)
+        if shape is None or list(shape) != expected[: len(shape)]:
+            raise UserError(f"{name}: is not as the graph knows it; trace this network again, or use graph.after(keep) for a pruned one")
+
+
+def _patch(model: nn.Module, graph: ChannelGraph) -> None:
+    """Make the sizes that modules keep as attributes agree with their weights; what a module says now is not trusted."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.weight, Tensor):
-            _patch_convolution(name, module)
-        elif isinstance(module, nn.Linear) and isinstance(module.weight, Tensor):
-            module.out_features, module.in_features = module.weight.shape
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, Tensor):
+            _patch_convolution(module, weight, graph, f"{name}.weight" if name else "weight")
+        elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
+            module.out_features, module.in_features = weight.shape
         elif isinstance(module, nn.modules.batchnorm._NormBase):
-            vector = next((v for v in (module.weight, module.running_mean) if v is not None), None)
+            vector = next((v for v in (weight, module.running_mean) if v is not None), None)
             if vector is not None:
                 module.num_features = len(vector)
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.numel()
 
 
-def _patch_convolution(name: str, module: nn.modules.conv._ConvNd) -> None:
-    first, second = module.weight.shape[:2]
-    if module.transposed:
-        module.in_channels, module.out_channels = first, second * module.groups
-    elif second == 1 and module.groups == module.in_channels and module.groups > 1:  # depthwise: a group for every input
-        multiplier = module.out_channels // module.in_channels
-        if first % multiplier:
-            raise UserError(f"{name}: {first} output channels do not divide among groups of {multiplier}")
-        module.groups = module.in_channels = first // multiplier
+def _patch_convolution(module: nn.modules.conv._ConvNd, weight: Tensor, graph: ChannelGraph, name: str) -> None:
+    first, second = weight.shape[:2]
+    if name in graph.depthwise:
         module.out_channels = first
-    else:
-        module.out_channels, module.in_channels = first, second * module.groups
+        module.groups = module.in_channels = first // graph.depthwise[name]
+    elif name in graph.grouped:
+        module.out_channels, module.in_channels = first, second * graph.grouped[name]
+    elif module.groups == 1:
+        module.out_channels, module.in_channels = (second, first) if module.transposed else (first, second)

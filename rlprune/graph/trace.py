@@ -14,25 +14,32 @@ from rlprune.graph.channel_graph import ChannelGraph, Frozen, Group, Member, Zer
 from rlprune.graph.labels import tensors_in
 from rlprune.graph.recorder import Recorder
 from rlprune.graph.run import call_model, copy_inputs, evaluating
+from rlprune.graph.verify import freeze_failures
 
 _NORM_STATISTICS = ("running_mean", "running_var")
 
 
-def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), time_limit: float = 60.0) -> ChannelGraph:
+def trace(
+    model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), time_limit: float = 60.0, prove: bool = True
+) -> ChannelGraph:
     """Find which channels of a network can only be removed together.
 
-    The network runs once, in eval mode and without gradients, and is left as it was. Where a rule rests on something that one pass cannot
-    show (sizes given to `view`, tensors of unknown origin), the groups are proved by removing units, and those that fail are frozen.
+    The network runs once, in eval mode and without gradients, and is left as it was. What one pass cannot show (a size written into the
+    code, a width that enters its arithmetic, operations hidden in compiled code) shows when units are removed: every group is then proved
+    on a copy in float64, and one that fails is frozen and says why.
 
     Args:
         model: any module.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; two examples show more than one.
         ignore: layers to leave alone: names, or regular expressions that match a whole name.
         time_limit: seconds after which tracing gives up.
+        prove: whether to prove the groups; without it, call `verify` before you trust a plan.
 
     Raises:
         UserError: the model cannot run on the example inputs, takes too long, or returns no tensor.
     """
+    if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
+        raise UserError(f"model: is a {type(model).__name__}; pass the torch.nn.Module itself, before torch.compile")
     inputs = copy_inputs(example_inputs)
     first = next(iter(tensors_in(inputs)), None)
     if first is None:
@@ -49,15 +56,11 @@ def trace(model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = (), 
         recorder.freeze_tensor(output, "model output")
     _apply_ignore(recorder, ignore)
     graph = _build(model, recorder)
-    if recorder.assumptions and graph.groups:
-        from rlprune.graph.verify import freeze_failures  # proves what one pass could not show
-
-        graph = freeze_failures(model, graph, example_inputs)
-    return graph
+    return freeze_failures(model, graph, example_inputs) if prove else graph
 
 
 def _apply_ignore(recorder: Recorder, ignore: Iterable[str]) -> None:
-    for pattern in ignore:
+    for pattern in [ignore] if isinstance(ignore, str) else ignore:
         try:
             matching = [name for name in recorder.order if re.fullmatch(pattern, _layer(name)) or _layer(name) == pattern]
         except re.error as error:
@@ -88,8 +91,9 @@ def _build(model: nn.Module, recorder: Recorder) -> ChannelGraph:
             members[group].append(Member(slot[0], slot[1], units, space.roles[slot]))
     groups = tuple(Group(name, tuple(owned)) for name, owned in zip(names, members, strict=True))
     taken = {(m.tensor, m.dim, index): m.units.shape[1] for index, group in enumerate(groups) for m in group.members}
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    cost = CostModel.build(shapes, recorder.uses, taken, len(groups), recorder.fixed_macs)
+    parameters = {name for name, _ in model.named_parameters()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    cost = CostModel.build(shapes, parameters, recorder.uses, taken, len(groups), recorder.fixed_macs)
     points = tuple(
         ZeroPoint(number, channels.axis, group_of[components[channels.labels.numpy()]], unit_of[components[channels.labels.numpy()]])
         for number, channels in recorder.zero_points
@@ -97,7 +101,19 @@ def _build(model: nn.Module, recorder: Recorder) -> ChannelGraph:
     warnings = [f"{reason}; the channels that reach it are kept" for reason in dict.fromkeys(recorder.barriers.values())]
     warnings += [f"{label}: its MACs are not counted" for label in dict.fromkeys(recorder.uncounted)]
     frozen = _frozen(slots, produced, reasons, group_of) + tuple(Frozen(*lost) for lost in recorder.lost)
-    return ChannelGraph(groups, frozen, cost, points, tuple(warnings))
+    warnings += _unreached(model, recorder)
+    return ChannelGraph(groups, frozen, cost, points, tuple(warnings), recorder.depthwise, recorder.grouped)
+
+
+def _unreached(model: nn.Module, recorder: Recorder) -> list[str]:
+    """Layers that run only in training, if at all: their inputs are not followed."""
+    known = {name for name, _ in recorder.space.slots} | set(recorder.uses)
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name not in recorder.visited and f"{name}.weight" not in known
+    ]
+    return [f"{', '.join(layers[:4])}{' ...' if len(layers) > 4 else ''}: not reached in eval mode, so not followed"] if layers else []
 
 
 def _signatures(slots: dict[tuple[str, int], np.ndarray], num_components: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A pruned network on disk: what was kept as JSON, the weights as safetensors, no pickled code."""
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def load_artefact(folder: Path) -> Artefact:
     plan, origin, keep = read_plan(path)
     try:
         dense = origin.build()
-        graph = trace(dense, torch.zeros(2, *origin.shape), ignore=map(str, plan["ignore"]))
+        graph = trace(dense, torch.zeros(2, *origin.shape), ignore=map(str, plan["ignore"]), prove=False)
         network = prune(dense, graph, keep)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -115,7 +116,7 @@ def read_plan(path: Path) -> tuple[dict[str, Any], Origin, dict[str, np.ndarray]
         UserError: the plan is absent, damaged, or of another format.
     """
     plan = read_json(path)
-    if plan.get("format") != FORMAT:
+    if plan.get("format") is not FORMAT:
         raise UserError(f"{path}: has format {plan.get('format')}, this version reads {FORMAT}; use the version that wrote it")
     try:
         raw = plan["origin"]
@@ -132,9 +133,26 @@ def read_plan(path: Path) -> tuple[dict[str, Any], Origin, dict[str, np.ndarray]
         )
         keep = {str(name): np.array(units, dtype=int) for name, units in plan["keep"].items()}
         str(plan["weights_sha256"]), list(plan["ignore"])
+        wrong = _wrong_entry(plan, origin)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: lacks or garbles {error}; the file is damaged, use another run") from error
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong}; the file is damaged, use another run")
     return plan, origin, keep
+
+
+def _wrong_entry(plan: dict[str, Any], origin: Origin) -> str | None:
+    """The first entry whose value cannot be."""
+    checks = {
+        "in_channels": 1 <= origin.in_channels <= 1024,
+        "image_size": all(1 <= size <= 8192 for size in origin.image_size),
+        "class_names": len(origin.class_names) >= 1,
+        "mean": len(origin.mean) == origin.in_channels and all(math.isfinite(value) for value in origin.mean),
+        "std": len(origin.std) == origin.in_channels and all(math.isfinite(value) and value > 0 for value in origin.std),
+        "seed": type(plan["seed"]) is int and plan["seed"] >= 0,
+        "sparsity": isinstance(plan["sparsity"], float) and 0 <= plan["sparsity"] < 1,
+    }
+    return next((f"{name} has an impossible value" for name, holds in checks.items() if not holds), None)
 
 
 def _load(network: nn.Module, path: Path, plan: dict[str, Any]) -> None:

@@ -25,9 +25,7 @@ def collect(pattern: str) -> tuple[pd.DataFrame, list[str]]:
         if not _is_prune(folder):
             continue
         if not (folder / "result.json").exists():
-            error = (
-                read_json(folder / "failed.json").get("error", "") if (folder / "failed.json").exists() else "no result.json: unfinished"
-            )
+            error = _failure(folder)
             skipped.append(f"{folder}: {error}")
             continue
         try:
@@ -40,17 +38,30 @@ def collect(pattern: str) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(lines), skipped
 
 
+def _failure(folder: Path) -> str:
+    try:
+        return (
+            str(read_json(folder / "failed.json").get("error", "failed"))
+            if (folder / "failed.json").exists()
+            else "no result.json: unfinished"
+        )
+    except UserError:
+        return "failed, and failed.json is damaged"
+
+
 def _is_prune(folder: Path) -> bool:
     try:
         return "agent" in yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, TypeError):
+    except (OSError, yaml.YAMLError, TypeError, ValueError):
         return False
 
 
 def _markers(path: Path) -> list[Path]:
-    if path.is_dir():
-        return [path / name for name in ("result.json", "failed.json", "config.yaml") if (path / name).exists()][:1]
-    return [path] if path.name == "result.json" else []
+    """What shows that a path is a run, or a sweep: a folder of runs."""
+    if path.name == "result.json":
+        return [path]
+    names = ("result.json", "failed.json", "config.yaml")
+    return [folder / name for folder in (path, *path.glob("*/")) for name in names if (folder / name).is_file()]
 
 
 def _line(folder: Path, result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:

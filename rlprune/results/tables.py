@@ -22,14 +22,15 @@ def run_table(rows: Sequence[Row]) -> pd.DataFrame:
         line = {"network": row.name, "top-1 %": f"{100 * row.top1:.2f} ± {100 * row.standard_error:.2f}"}
         if with_top5:
             line["top-5 %"] = "" if row.top5 is None else f"{100 * row.top5:.2f}"
-        line["Δ"] = f"{100 * (row.top1 - dense.top1):+.2f}"
+        if len(rows) > 1:
+            line["Δ"] = f"{100 * (row.top1 - dense.top1):+.2f}"
         if control is not None:
             line["Δ to control"] = f"{100 * (row.top1 - control.top1):+.2f}"
         line |= {
             "n": str(row.n),
             "parameters": count(row.params),
             "MACs": count(row.macs),
-            "FLOPs ratio %": f"{100 * (1 - row.macs / dense.macs):.1f}",
+            **({"FLOPs ratio %": f"{100 * (1 - row.macs / dense.macs):.1f}"} if len(rows) > 1 else {}),
             "sparsity %": f"{100 * row.sparsity:.1f}",
             "latency ms": f"{row.latency_ms:.2f}",
         }

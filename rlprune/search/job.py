@@ -47,6 +47,7 @@ class PruneJob:
     search: SearchConfig
     ignore: list[str]
     identity: Identity
+    resume: bool
     clock: Clock = field(default_factory=Clock)
 
     def run(self, dense: Dense) -> None:
@@ -57,7 +58,7 @@ class PruneJob:
         plan = self._plan(graph)
         environment = self._environment(graph, evaluator, plan)
         states = self.identity.run_dir / "checkpoint"
-        restored = load_state(states, dense.network, graph, self.agent, environment.ledger)
+        restored = None if not self.resume else load_state(states, dense.network, graph, self.agent, environment.ledger)
         state = restored or start_state(dense.network, graph, environment.measure(dense.network))
         self._set_deadline(environment.ledger, state)
         self._announce(state, environment, plan, len(evaluator))
@@ -100,7 +101,7 @@ class PruneJob:
         return graph
 
     def _traced(self, network: nn.Module) -> ChannelGraph:
-        graph = trace(network, self.setup.example(), ignore=self.ignore)
+        graph = trace(network, self.setup.example(), ignore=self.ignore, prove=False)
         if not graph.groups:
             reasons = "; ".join(dict.fromkeys(f"{frozen.layer}: {frozen.reason}" for frozen in graph.frozen))
             raise UserError(

@@ -84,7 +84,8 @@ def run_search(
         task = Task(environment, state.network, state.graph, state.step)
         ledger.step_start = ledger.distinct
         repeated, distinct = ledger.repeated, ledger.distinct
-        with tqdm(total=agent.candidates_per_step, desc=f"search step {step}/{schedule.steps}", unit="cand", leave=False) as bar:
+        most = min(agent.candidates_per_step, ledger.max_candidates or agent.candidates_per_step)
+        with tqdm(total=most, desc=f"search step {step}/{schedule.steps}", unit="cand", leave=False) as bar:
             ledger.on_measure = partial(_advance, bar)
             candidate = agent.decide(task, numpy_generator(seed, f"agent/{step}"))
         _carry_out(state, candidate.keep)

@@ -80,5 +80,5 @@ def obtain_dense(
         network, batches, epochs=epochs, loss=cross_entropy(label_smoothing), recipe=recipe, execution=execution, description="train dense"
     )
     save_tensors(path, network.state_dict(), {"epochs": epochs, "losses": losses})
-    log.info("dense network: kept in %s for the next run", path)
+    log.info("dense network: kept in %s%s", path, " for the next run" if checkpoint is None else f"; use it with checkpoint={path}")
     return Dense(network.eval(), str(path), "no" if checkpoint is None else "unknown", losses)
