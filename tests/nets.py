@@ -393,6 +393,37 @@ class WidthInArithmetic(Barrier):
         return x / x.size(1)
 
 
+class ScriptedInPlace(Barrier):
+    """Compiled code that mixes channels and returns the tensor it was given."""
+
+    def odd(self, x):
+        return mix_in_place(x)
+
+
+class LiteralExpand(Barrier):
+    def odd(self, x):
+        return x * x.mean((2, 3), keepdim=True).expand(-1, 6, -1, -1)
+
+
+class WidthOfLayer(Barrier):
+    def odd(self, x):
+        return x / self.a.out_channels
+
+
+class LiteralGroups(Barrier):
+    def build(self):
+        super().build()
+        self.dw = conv(6, 6, groups=6)
+
+    def odd(self, x):
+        return F.conv2d(x, self.dw.weight, self.dw.bias, padding=1, groups=6)
+
+
+class InPlaceTranspose(Barrier):
+    def odd(self, x):
+        return x.clone().transpose_(1, 2).transpose_(1, 2)
+
+
 class FreshChannels(Barrier):
     """Zeros as wide as the network now is."""
 
@@ -434,6 +465,14 @@ class TiedTranspose(Barrier):
 
     def odd(self, x):
         return x + 0.1 * torch.einsum("nchw,oc->nohw", x, self.b.weight.sum((2, 3)))
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch.jit is deprecated, and still in users' networks
+
+    @torch.jit.script
+    def mix_in_place(x: torch.Tensor):
+        return x.sub_(x.mean(1, keepdim=True))
 
 
 def randomised(network):

@@ -121,13 +121,15 @@ def test_nothing_is_trained_on_search_or_test_images(rlprune, monkeypatch):
             assert not trained & images
 
 
-@pytest.mark.parametrize("choice", ["agent=uniform", "recovery=finetune", "recovery=none", "criterion=l1", "reward=params", "model=vgg11"])
+@pytest.mark.parametrize(
+    "choice", ["agent=uniform", "channels_last=true", "recovery=finetune", "recovery=none", "criterion=l1", "reward=params", "model=vgg11"]
+)
 def test_choices_run_whole(rlprune, choice):
     width = "model.width=0.125" if choice == "model=vgg11" else "model.width=0.5"
     code, _, err = rlprune("prune", "debug=smoke", width, choice)
     assert code == 0, err
     done = result(run_dirs()[0])
-    assert done["choices"][choice.split("=")[0]] == choice.split("=")[1]
+    assert choice == "channels_last=true" or done["choices"][choice.split("=")[0]] == choice.split("=")[1]
     if choice == "recovery=none":
         assert [row["name"] for row in done["rows"]] == ["dense", "pruned 50 %"]
 
@@ -163,6 +165,8 @@ def test_a_sweep_goes_on_past_a_failure_and_says_so(rlprune):
     assert code == 2
     assert "model.depth=21: must be 6n + 2" in err
     (sweep,) = run_dirs()
+    code, out, _ = rlprune("report", "runs=outputs/prune/*")
+    assert (code, "model.depth=21" in out, out.count("| recovered")) == (0, True, 1)
     assert sorted(path.name for path in sweep.glob("*/*.json")) == ["failed.json", "result.json"]
 
 
@@ -197,6 +201,36 @@ def test_a_killed_run_resumes_to_the_same_result(rlprune, tmp_path, after):
     assert (code, "that run is done" in err) == (2, True)
     assert not Path("outputs/killed/failed.json").exists()
     assert not Path("outputs/killed/checkpoint").exists()
+
+
+def test_a_folder_takes_one_run(rlprune):
+    line = (*SMOKE, "agent=uniform", "paths.run=outputs/prune/mine")
+    assert rlprune(*line)[0] == 0
+    before = result(Path("outputs/prune/mine"))
+    code, _, err = rlprune(*line, "seed=3")
+    assert (code, "holds a run already" in last_line(err)[-1]) == (2, True)
+    assert result(Path("outputs/prune/mine")) == before
+    assert not Path("outputs/prune/mine/failed.json").exists()
+    for damage in ("- a", "paths: 3", "a: ["):
+        Path("outputs/other").mkdir(exist_ok=True)
+        Path("outputs/other/config.yaml").write_text(damage)
+        code, _, err = rlprune(*SMOKE, "resume=outputs/other")
+        assert (code, "config.yaml: is damaged" in last_line(err)[-1]) == (2, True)
+
+
+def test_the_dense_network_belongs_to_its_images(rlprune, monkeypatch):
+    line = (*SMOKE, "agent=uniform")
+    assert rlprune(*line)[0] == 0
+    read_train = Digits.read_train
+    monkeypatch.setattr(Digits, "read_train", lambda self: (read_train(self)[0], tuple("abcdefghij")))
+    code, out, _ = rlprune(*line)
+    assert (code, "none kept for these settings" in out) == (0, True)
+    for dense in Path("outputs/dense").iterdir():
+        data = bytearray(dense.read_bytes())
+        data[-100] ^= 64
+        dense.write_bytes(data)
+    code, out, _ = rlprune(*line)
+    assert (code, "its checksum differs); copy or train it again; training it again" in out) == (0, True)
 
 
 def test_inspect_prints_groups_kept_layers_and_the_proof(rlprune):
@@ -238,6 +272,20 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
     refused({"origin": plan["origin"] | {"model": "../../etc"}}, "is not shipped")
     refused({"origin": plan["origin"] | {"model_settings": {"_target_": "os.system"}}}, "no setting")
     refused({"origin": {}}, "the file is damaged")
+    for key, value in (
+        ("mean", [float("nan")] * 3),
+        ("std", [0, 0, 0]),
+        ("in_channels", -1),
+        ("image_size", [10**6, 10**6]),
+        ("class_names", []),
+    ):
+        refused({"origin": plan["origin"] | {key: value}}, f"{key} has an impossible value")
+    for key, value in (("seed", "abc"), ("seed", -5), ("sparsity", None)):
+        refused({key: value}, f"{key} has an impossible value")
+    refused({"format": True}, "format True")
+    (folder / "plan.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_artefact(folder)
     (folder / "plan.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         load_artefact(folder)
@@ -255,6 +303,22 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "agent=sac"), "agent=sac: unknown; choose one of mcq, uniform"),
         (("prune", "schedule.stepz=1"), "schedule.stepz: no such key (did you mean schedule.steps?)"),
         (("prune", "+foo=1"), "foo: no such key"),
+        (("prune", "~seed"), "seed: is missing"),
+        (("prune", "model=[resnet20,vgg11]"), "model: takes one choice"),
+        (("prune", "seed=${oops}"), "oops"),
+        (("prune", "paths.outputs="), "paths.outputs: is empty"),
+        (("prune", "dataset.crop=4000"), "dataset.crop=4000: must be smaller"),
+        (
+            (
+                "prune",
+                "criterion._target_=rlprune.agents.uniform.Uniform",
+                "~criterion.mode",
+                "~criterion.reduction",
+                "~criterion.calibration_images",
+            ),
+            "has no `scores`",
+        ),
+        (("prune", "channels_last=maybe"), "channels_last=maybe"),
         (("prune", "agent="), "agent=: unknown; choose one of mcq, uniform"),
         (("prune", "model=null"), "a group was set to null"),
         (("prune", "experiment=foo"), "experiment=foo: unknown; choose one of cifar10_resnet20"),

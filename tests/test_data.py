@@ -130,7 +130,9 @@ def test_imagefolder_reads_resizes_and_caches(folder, caplog):
         assert torch.equal(source.read_train()[0].pixels, images.pixels)
         assert "cache is damaged" in caplog.text
         caplog.clear()
-    assert cache.read_bytes() == bytes(data)
+    stamp = cache.stat().st_mtime_ns
+    source.read_train()
+    assert cache.stat().st_mtime_ns == stamp  # whole again
 
 
 def test_a_changed_folder_is_decoded_again(folder):
@@ -141,6 +143,21 @@ def test_a_changed_folder_is_decoded_again(folder):
     after = source.read_train()[0]
     assert (after.pixels[1] == 7).all()
     assert not torch.equal(before.pixels, after.pixels)
+
+
+def test_images_of_other_kinds_are_read_right(folder):
+    values = (np.arange(1024).reshape(32, 32) * 64).astype(np.uint16)
+    Image.fromarray(values).save(folder / "train/cat/1.png")
+    Image.fromarray((values >> 8).astype(np.uint8)).convert("P").save(folder / "train/cat/2.png")
+    Image.new("RGBA", (32, 32), (9, 8, 7, 0)).save(folder / "train/cat/3.png")
+    (folder / "train/cat/._4.png").write_bytes(b"resource fork")
+    pixels = dataset("imagefolder", folder / "cache", root=str(folder)).read_train()[0].pixels
+    np.testing.assert_allclose(pixels[1, 0].numpy(), values / 257, atol=0.51)
+    np.testing.assert_array_equal(pixels[2, 0].numpy(), values >> 8)
+    assert pixels[3, :, 0, 0].tolist() == [9, 8, 7]
+    Image.fromarray(np.zeros((32, 32), np.float32)).save(folder / "train/cat/5.tiff")
+    with pytest.raises(UserError, match=r"5\.tiff: is no readable image \(32-bit"):
+        dataset("imagefolder", folder / "cache", root=str(folder)).read_train()
 
 
 def test_broken_folders_are_named(folder):
@@ -208,6 +225,11 @@ def test_cifar_files_are_read(tmp_path, monkeypatch):
 def test_wrong_settings_name_their_key(settings, message):
     with pytest.raises(UserError, match=message):
         dataset(**settings)
+
+
+def test_crops_are_smaller_than_the_images():
+    with pytest.raises(UserError, match=r"dataset\.crop=40: must be smaller than the images"):
+        split(dataset(crop=40), 0)
 
 
 def test_too_few_images_are_refused():

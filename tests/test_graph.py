@@ -59,6 +59,11 @@ BARRIERS = {
     nets.PlainConstant: "unknown origin",
     nets.WidthInArithmetic: "removed exactly",
     nets.FreshChannels: "removed exactly",
+    nets.ScriptedInPlace: "removed exactly",
+    nets.LiteralExpand: "removed exactly",
+    nets.WidthOfLayer: "removed exactly",
+    nets.LiteralGroups: "removed exactly",
+    nets.InPlaceTranspose: "no channel rule for `transpose`",
     nets.Einsum: "no channel rule for `einsum`",
     nets.Scripted: "compiled module inner",
     nets.TiedTranspose: "no channel rule for `einsum`",
@@ -94,7 +99,7 @@ def test_removed_equals_zeroed_and_counts_are_exact(kind):
     assert not torch.equal(pruned(example), network(example))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         pruned(example)
-    if not any("not counted" in warning for warning in graph.warnings) and kind is not nets.Scripted:
+    if not any("not counted" in warning for warning in graph.warnings) and kind not in (nets.Scripted, nets.LiteralGroups):
         assert graph.macs(keep) * 2 * len(example) == counter.get_total_flops()
     assert graph.params(keep) == sum(parameter.numel() for parameter in pruned.parameters())
 
@@ -107,6 +112,7 @@ def test_a_barrier_keeps_what_reaches_it_and_says_why(kind):
     assert BARRIERS[kind] in reasons["a"]
     assert ("stem",) in [group.layers for group in graph.groups]
     assert graph.warnings or kind in (nets.Scripted, nets.PlainConstant)
+    assert all(verdict.exact for verdict in rlprune.verify(build(kind), EXAMPLE.double(), graph).values())
 
 
 def test_layers_without_a_rule_are_named():
@@ -210,6 +216,46 @@ def test_the_slicer_builds_what_prune_builds():
     assert network.stem.weight.shape == (8, 3, 3, 3)
 
 
+@pytest.mark.parametrize("kind", [nets.Depthwise, nets.DepthwiseMultiplier, nets.Grouped])
+def test_grouped_convolutions_survive_being_cut_to_one_unit(kind):
+    network, example = build(kind), EXAMPLE.double()
+    graph = rlprune.trace(network, example)
+    first, *_, last = (group.name for group in graph.groups)
+    slicer = Slicer(network, graph)
+    for keep in ({first: [0]}, {}, {first: [1], last: [0, 1]}, {first: [0, 1]}):
+        torch.testing.assert_close(slicer(keep)(example), rlprune.prune(network, graph, keep)(example), rtol=0, atol=0)
+    once = rlprune.prune(network, graph, {first: [0]})
+    twice = rlprune.prune(once, graph.after({first: [0]}), {last: [0, 1]})
+    direct = rlprune.prune(network, graph, {first: [0], last: [0, 1]})
+    torch.testing.assert_close(twice(example), direct(example), rtol=0, atol=0)
+
+
+def test_a_graph_of_other_shapes_is_refused():
+    network = build(nets.Plain)
+    graph = rlprune.trace(network, EXAMPLE.double())
+    pruned = rlprune.prune(network, graph, {"stem": [0, 1]})
+    with pytest.raises(UserError, match=r"stem\.weight: is not as the graph knows it"):
+        rlprune.prune(pruned, graph, {"stem": [0, 1]})
+    with pytest.raises(UserError, match=r"pass the torch\.nn\.Module itself"):
+        rlprune.trace(lambda x: x, EXAMPLE)
+
+
+def test_branches_of_training_are_named():
+    network = build(nets.Plain)
+    network.auxiliary = torch.nn.Linear(6, 5)
+    assert any("auxiliary: not reached in eval mode" in warning for warning in rlprune.trace(network, EXAMPLE.double()).warnings)
+
+
+def test_a_model_that_cannot_be_copied_says_so():
+    import threading
+
+    network = build(nets.Plain)
+    network.lock = threading.Lock()
+    graph = rlprune.trace(build(nets.Plain), EXAMPLE.double())
+    with pytest.raises(UserError, match="Plain: cannot be copied"):
+        rlprune.prune(network, graph, {})
+
+
 def test_tied_weights_stay_tied():
     network = build(nets.Plain)
     network.twin = network.features
@@ -229,6 +275,8 @@ def test_tied_weights_stay_tied():
         ({"stem": [-1]}, r"0\.\.7"),
         ({"stem": [1, 1]}, "duplicates"),
         ({"stem": [0.5]}, "index"),
+        ({"stem": None}, "index"),
+        ({"stem": [0, [1]]}, "list of unit indices"),
     ],
 )
 def test_bad_keeps_are_refused_by_name(keep, message):

@@ -190,6 +190,11 @@ def test_weights_survive_the_round_trip_and_damage_is_named(tmp_path):
     assert metadata == {"epochs": 3}
     assert all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+    flipped = bytearray(path.read_bytes())
+    flipped[-5] ^= 64
+    path.write_bytes(flipped)
+    with pytest.raises(UserError, match="is damaged"):
+        load_tensors(path)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UserError, match=r"w\.safetensors: is not a whole safetensors file"):
         load_tensors(path)
@@ -213,6 +218,9 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="more than plain weights"):
         load_weights(path)
     torch.save([1, 2], path)
+    with pytest.raises(UserError, match="holds no state dict"):
+        load_weights(path)
+    torch.save({3: torch.zeros(1)}, path)
     with pytest.raises(UserError, match="holds no state dict"):
         load_weights(path)
     with pytest.raises(UserError, match="is a folder"):
