@@ -291,6 +291,17 @@ class AxisKeyword(Net):
         return self.b(torch.cat([self.a(x), x], axis=1))
 
 
+class OnlyFloat32(Net):
+    """A type is written into the code, so the check cannot run in float64."""
+
+    def build(self):
+        self.a = conv(8, 6)
+        self.head = nn.Linear(6, 5)
+
+    def body(self, x):
+        return self.a(x.to(torch.float32))
+
+
 class LostConvolution(Net):
     """A grouped transposed convolution has no rule: it is kept, and named."""
 

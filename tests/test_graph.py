@@ -240,6 +240,15 @@ def test_a_graph_of_other_shapes_is_refused():
         rlprune.trace(lambda x: x, EXAMPLE)
 
 
+def test_a_network_that_only_runs_in_its_own_precision_is_proved_in_it():
+    network = nets.randomised(nets.OnlyFloat32()).eval()
+    graph = rlprune.trace(network, EXAMPLE)
+    assert [group.layers for group in graph.groups] == [("stem",), ("a",)]
+    graph.groups[0].members[0].units[[0, 1]] = graph.groups[0].members[0].units[[1, 0]]
+    graph.groups[0].members[-1].units[[2, 3, 4]] = graph.groups[0].members[-1].units[[3, 4, 2]]
+    assert not all(verify_together(network, EXAMPLE, graph, seed=seed).exact for seed in range(4))
+
+
 def test_branches_of_training_are_named():
     network = build(nets.Plain)
     network.auxiliary = torch.nn.Linear(6, 5)

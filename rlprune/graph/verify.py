@@ -17,6 +17,8 @@ from rlprune.graph.surgery import prune
 
 TOLERANCE = 1e-9
 """Largest relative difference, in float64, that still counts as equal."""
+OWN_PRECISION = {torch.float32: 1e-4}
+"""The same for networks that only run in the precision they have; 0.05 for half precisions."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,12 @@ class Verdict:
     groups: tuple[str, ...]
     difference: float
     error: str = ""
+    tolerance: float = TOLERANCE
 
     @property
     def exact(self) -> bool:
         """Zeroed and removed agree."""
-        return not self.error and self.difference <= TOLERANCE
+        return not self.error and self.difference <= self.tolerance
 
     def __str__(self) -> str:
         if self.error:
@@ -73,10 +76,17 @@ def freeze_failures(model: nn.Module, graph: ChannelGraph, example_inputs: Any) 
 
 class _Checker:
     def __init__(self, model: nn.Module, example_inputs: Any, graph: ChannelGraph) -> None:
+        self.graph = graph
         with evaluating(model):
             self.model = copy_module(model).eval().double()
-        self.inputs = copy_inputs(example_inputs, torch.float64)
-        self.graph = graph
+        self.inputs, self.tolerance = copy_inputs(example_inputs, torch.float64), TOLERANCE
+        try:
+            with torch.no_grad():
+                call_model(self.model, copy_inputs(self.inputs))
+        except UserError:  # a type is written into the code
+            self.model, self.inputs = copy_module(model).eval(), copy_inputs(example_inputs)
+            dtype = next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), torch.float32)
+            self.tolerance = OWN_PRECISION.get(dtype, 0.05)
 
     def check(self, names: Sequence[str], generator: np.random.Generator) -> Verdict:
         """The worse of two plans: half of the units, and a single one, picked at random."""
@@ -98,7 +108,8 @@ class _Checker:
             return Verdict(tuple(names), float("inf"), str(error))
         if [tensor.shape for tensor in removed] != [tensor.shape for tensor in masked]:
             return Verdict(tuple(names), float("inf"), "the output changes its shape")
-        return Verdict(tuple(names), max((_difference(a, b) for a, b in zip(removed, masked, strict=True)), default=0.0))
+        difference = max((_difference(a, b) for a, b in zip(removed, masked, strict=True)), default=0.0)
+        return Verdict(tuple(names), difference, tolerance=self.tolerance)
 
 
 def _difference(first: Tensor, second: Tensor) -> float:

@@ -26,8 +26,9 @@ class Execution:
     def memory_format(self, model: nn.Module, *, training: bool) -> torch.memory_format:
         """channels_last, except where it is slower.
 
-        On a CPU, training slows down several times where channel counts are no multiples of 16 (scripts/benchmarks/memory_format.py), so
-        `auto` then takes the plain format. The rule looks at the widths, not at a clock, so that equal runs stay equal.
+        On a CPU, training is up to twice slower in channels_last where channel counts are no multiples of 16
+        (scripts/benchmarks/memory_format.py), so `auto` then takes the plain format. The rule looks at the widths, not at a clock, so that
+        equal runs stay equal.
         """
         convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         odd = any(module.out_channels % 16 for module in convolutions)
