@@ -41,7 +41,7 @@ class StepTask(Protocol):
     @property
     def channel_shares(self) -> np.ndarray: ...  # noqa: D102
 
-    def evaluate(self, action: np.ndarray) -> Any: ...  # noqa: D102
+    def evaluate(self, action: np.ndarray) -> Outcome: ...  # noqa: D102
 
     def after(self, candidate: Any) -> "StepTask | None": ...  # noqa: D102
 

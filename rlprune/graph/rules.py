@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rlprune.graph.labels import Channels, tensors_in
+from rlprune.graph.labels import Channels
 
 if TYPE_CHECKING:
     from rlprune.graph.recorder import Call, Recorder
@@ -418,8 +418,3 @@ def rules() -> dict[str, Rule]:
     table |= {"linear": linear, "prelu": prelu, "pad": pad, "interpolate": interpolate, "softmax": softmax, "log_softmax": softmax}
     table |= dict.fromkeys(("cat", "concat", "concatenate"), cat)
     return table
-
-
-def output_tensors(value: object) -> list[Tensor]:
-    """Tensors that an operation returned."""
-    return list(tensors_in(value))
