@@ -31,6 +31,63 @@ def plain_accuracy(network, images, labels):
     return correct / len(labels)
 
 
+def one_filter_at_a_time(network, graph, order, counts):
+    """A deep copy from which every unit is cut on its own, out of the tensors of its group alone."""
+    small = copy.deepcopy(network)
+    owned = {}
+    for group in graph.groups:
+        for member in group.members:
+            owned.setdefault((member.tensor, member.dim), {})[group.name] = member.units.copy()
+    for group, gone in zip(graph.groups, counts, strict=True):
+        for unit in order[group.name][:gone]:
+            for member in group.members:
+                module = small.get_submodule(member.layer)
+                name = member.tensor.rpartition(".")[2]
+                tensor = getattr(module, name)
+                units = owned[member.tensor, member.dim]
+                stays = np.setdiff1d(np.arange(tensor.shape[member.dim]), units[group.name][unit])
+                cut = tensor.detach().index_select(member.dim, torch.from_numpy(stays))
+                setattr(module, name, torch.nn.Parameter(cut) if isinstance(tensor, torch.nn.Parameter) else cut)
+                for mine in units.values():
+                    mine[...] = np.searchsorted(stays, mine)
+    return small
+
+
+class Stopwatch:
+    """Seconds by name."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    def __call__(self, name, function, *arguments):
+        start = time.perf_counter()
+        value = function(*arguments)
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return value
+
+    def sum_of_means(self, *names):
+        return sum(sum(self.seconds[name]) / len(self.seconds[name]) for name in names)
+
+
+def draw_plans(graph):
+    shares = graph.num_units * graph.channels_per_unit / graph.num_channels
+    generator = np.random.default_rng(0)
+    noise = 0.04 * generator.standard_normal((CANDIDATES, len(shares)))
+    budget = graph.num_channels // 16
+    return [allocate(np.maximum(0, shares + row), budget, graph.channels_per_unit, graph.num_units - 1) for row in noise]
+
+
+def report(clock, title):
+    print(f"{title}; milliseconds a candidate")
+    for name in clock.seconds:
+        print(f"  {name:<24}{1000 * clock.sum_of_means(name):9.2f}")
+    ours = clock.sum_of_means("slice", "forward") + clock.sum_of_means("score") / CANDIDATES
+    work = clock.sum_of_means("plain: score", "plain: copy and remove")
+    bare, forward = clock.sum_of_means("bare forward"), clock.sum_of_means("plain: forward")
+    print(f"  ours {1000 * ours:.1f} (score shared by {CANDIDATES}); bare forward passes over it {bare / ours:.2f}")
+    print(f"  the plain loop is {(work + forward) / ours:.1f} times slower, at equal precision and format {(work + bare) / ours:.1f} times")
+
+
 def main():
     model = sys.argv[1] if len(sys.argv) > 1 else "resnet20"
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 1024
@@ -40,79 +97,34 @@ def main():
     normalization = Normalization((0.5,) * 3, (0.25,) * 3)
     execution = choose_execution(device="cpu", precision="auto", channels_last="auto", compile=False)
     evaluator = Evaluator(Images(pixels, labels), normalization, execution)
-    graph = trace(network, normalization(pixels[:2]))
-    criterion = build(load_yaml(conf_dir() / "criterion" / "taylor.yaml"), "criterion")
-    calibration = normalization(pixels[:100]), labels[:100]
-    shares = graph.num_units * graph.channels_per_unit / graph.num_channels
-    generator = np.random.default_rng(0)
-    plans = [
-        allocate(
-            np.maximum(0, shares + 0.04 * generator.standard_normal(len(shares))),
-            graph.num_channels // 16,
-            graph.channels_per_unit,
-            graph.num_units - 1,
-        )
-        for _ in range(CANDIDATES)
-    ]
-
-    def keep_of(scores, counts):
-        return {g.name: torch.argsort(scores[g.name]).numpy()[c:] for g, c in zip(graph.groups, counts, strict=True)}
-
-    seconds = dict.fromkeys(("score", "slice", "forward", "bare forward", "plain: score", "plain: copy and remove", "plain: forward"), 0.0)
-
-    def timed(name, function):
-        start = time.perf_counter()
-        value = function()
-        seconds[name] += time.perf_counter() - start
-        return value
-
-    evaluator.accuracy(network)
-    ours = []
-    scores = timed("score", lambda: criterion.scores(network, graph, *calibration))
-    slicer = Slicer(network, graph)
-    for counts in plans:
-        candidate = timed("slice", lambda counts=counts: slicer(keep_of(scores, counts)))
-        timed("forward", lambda candidate=candidate: evaluator.accuracy(candidate))
-        ours.append(sum(p.numel() for p in candidate.parameters()))
-    batches = evaluator._batches()
-    for counts in plans:
-        small = prune(network, graph, keep_of(scores, counts)).to(memory_format=torch.channels_last)
-
-        def bare(small=small):
-            with torch.inference_mode(), execution.autocast():
-                for images, _ in batches:
-                    small(images)
-
-        timed("bare forward", bare)
     images = normalization(pixels)
-    for index, counts in enumerate(plans[:5]):  # enough for a mean, and slow
-        scores = timed("plain: score", lambda: criterion.scores(network, graph, *calibration))
+    graph = trace(network, images[:2])
+    criterion = build(load_yaml(conf_dir() / "criterion" / "taylor.yaml"), "criterion")
+    scoring = (criterion.scores, network, graph, images[:100], labels[:100])
+    criterion.scores(*scoring[1:])  # warms up
+    evaluator.accuracy(network)
+    clock, plans, sizes = Stopwatch(), draw_plans(graph), []
+    order = {name: torch.argsort(values).numpy() for name, values in clock("score", *scoring).items()}
+    keeps = [{g.name: order[g.name][c:] for g, c in zip(graph.groups, counts, strict=True)} for counts in plans]
+    slicer = Slicer(network, graph)
+    for keep in keeps:
+        candidate = clock("slice", slicer, keep)
+        clock("forward", evaluator.accuracy, candidate)
+        sizes.append(sum(parameter.numel() for parameter in candidate.parameters()))
 
-        def one_by_one(scores=scores, counts=counts):
-            small, current = copy.deepcopy(network), graph
-            order = {g.name: list(torch.argsort(scores[g.name]).numpy()) for g in graph.groups}
-            for group, gone in zip(graph.groups, counts, strict=True):
-                left = list(range(group.num_units))
-                for victim in order[group.name][:gone]:
-                    position = left.index(victim)
-                    left.remove(victim)
-                    keep = {group.name: [u for u in range(len(left) + 1) if u != position]}
-                    small, current = prune(small, current, keep), current.after(keep)
-            return small
+    def bare(small):
+        with torch.inference_mode(), execution.autocast():
+            for batch in images.contiguous(memory_format=torch.channels_last).split(512):
+                small(batch)
 
-        small = timed("plain: copy and remove", one_by_one)
-        assert sum(p.numel() for p in small.parameters()) == ours[index]
-        timed("plain: forward", lambda small=small: plain_accuracy(small, images, labels))
-    per = {name: value / (5 if name.startswith("plain") else CANDIDATES) for name, value in seconds.items()}
-    total = per["score"] + per["slice"] + per["forward"]
-    plain = sum(value for name, value in per.items() if name.startswith("plain"))
-    print(f"{model}, {count} images, {execution.dtype or torch.float32}, {torch.get_num_threads()} threads; milliseconds a candidate")
-    for name, value in per.items():
-        print(f"  {name:<24}{1000 * value:9.2f}")
-    print(f"  ours {1000 * total:.1f}, of which bare forward passes are {per['bare forward'] / total:.2f}")
-    print(f"  the plain loop is {plain / total:.1f} times slower")
-    float32 = sum(per[name] for name in per if name.startswith("plain") and name != "plain: forward") + per["bare forward"]
-    print(f"  at equal precision and format (bare forward in place of the plain one) {float32 / total:.1f} times slower")
+    for keep in keeps:
+        clock("bare forward", bare, prune(network, graph, keep).to(memory_format=torch.channels_last))
+    for counts, size in zip(plans, sizes, strict=True):
+        clock("plain: score", *scoring)
+        small = clock("plain: copy and remove", one_filter_at_a_time, network, graph, order, counts)
+        assert sum(parameter.numel() for parameter in small.parameters()) == size
+        clock("plain: forward", plain_accuracy, small, images, labels)
+    report(clock, f"{model}, {count} images, {execution.dtype or torch.float32}, {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":
