@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlprune.graph import ChannelGraph, mask, prune, trace, verify
+    from rlprune.graph import ChannelGraph, mask, prune, rebind, trace, verify
     from rlprune.results.artefact import load
 
-__all__ = ["ChannelGraph", "load", "mask", "prune", "trace", "verify"]
+__all__ = ["ChannelGraph", "load", "mask", "prune", "rebind", "trace", "verify"]
 
-_HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "trace", "verify"), "rlprune.graph") | {"load": "rlprune.results.artefact"}
+_HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "rebind", "trace", "verify"), "rlprune.graph") | {
+    "load": "rlprune.results.artefact"
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -135,6 +135,7 @@ class InspectConfig(RunConfig):
 
     ignore: list[str] = MISSING
     verify: bool = MISSING  # prove every group: zeroed equals removed
+    image_size: int | None = MISSING  # side of the example image, pixels; null: what the model was made for, or else the data set's
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Closed-form MACs and parameters of any plan, and measured latency."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,29 +10,54 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class CostModel:
-    """Sizes of every parameter and buffer as linear functions of the units removed from each group.
+class Taken:
+    """What one unit of a group takes from one dimension of many tensors: three arrays of the same length."""
 
-    `sizes[d]` is the dense size of dimension d, shape (tensor,), 1 where a tensor has fewer dimensions; `removed[d]` says how much of it
-    one unit of each group takes, shape (tensor, group); `uses` is how often each element multiplies for one example, shape (tensor,).
+    rows: np.ndarray  # tensor
+    groups: np.ndarray
+    entries: np.ndarray
+
+    def total(self, counts: np.ndarray, num_rows: int) -> np.ndarray:
+        """Entries gone from every tensor after `counts` units were removed from each group, shape (tensor,)."""
+        return np.bincount(self.rows, weights=self.entries * counts[self.groups], minlength=num_rows)
+
+    def restricted(self, stay: np.ndarray) -> "Taken":
+        """The same for the groups in `stay` only, renumbered."""
+        position = np.full(max(int(self.groups.max(initial=-1)), int(stay.max(initial=-1))) + 1, -1)
+        position[stay] = np.arange(len(stay))
+        groups = position[self.groups]
+        return Taken(self.rows[groups >= 0], groups[groups >= 0], self.entries[groups >= 0])
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Sizes of all that multiplies, as linear functions of the units removed from each group.
+
+    Rows are the parameters and buffers, by name, and behind them products of activations (attention scores and the like). `sizes[d]` is
+    the dense size of dimension d, shape (row,), 1 where a row has fewer dimensions; `taken[d]` says how much of it units take; `uses` is
+    how often each element multiplies for one example, shape (row,).
     """
 
-    names: tuple[str, ...]  # parameters and buffers, by qualified name
+    names: tuple[str, ...]
     is_parameter: np.ndarray
     sizes: tuple[np.ndarray, ...]
-    removed: tuple[np.ndarray, ...]
+    taken: tuple[Taken, ...]
     uses: np.ndarray
     fixed_macs: float
 
     def numels(self, counts: np.ndarray) -> np.ndarray:
-        """Elements of every parameter after `counts` units were removed from each group, shape (tensor,)."""
+        """Elements of every row after `counts` units were removed from each group, shape (row,)."""
         numels = np.ones(len(self.uses))
-        for size, per_unit in zip(self.sizes, self.removed, strict=True):
-            numels = numels * (size - per_unit @ counts)
+        for size in self.left(counts):
+            numels *= size
         return numels
 
+    def left(self, counts: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Sizes after `counts` units were removed from each group."""
+        return tuple(size - taken.total(counts, len(size)) for size, taken in zip(self.sizes, self.taken, strict=True))
+
     def macs(self, counts: np.ndarray) -> int:
-        """Multiply-accumulates of convolutions and linear layers for one example."""
+        """Multiply-accumulates of convolutions, linear layers and matrix products for one example."""
         return round(float(self.numels(counts) @ self.uses) + self.fixed_macs)
 
     def params(self, counts: np.ndarray) -> int:
@@ -44,21 +69,25 @@ class CostModel:
         shapes: Mapping[str, tuple[int, ...]],
         parameters: Collection[str],
         uses: Mapping[str, float],
-        taken: Mapping[tuple[str, int, int], int],
-        num_groups: int,
+        products: Sequence[tuple[Sequence[int], float]],
+        taken: Mapping[tuple[int, int, int], int],
         fixed_macs: float,
     ) -> "CostModel":
-        """From dense shapes, uses by tensor name, and what a unit takes: (tensor, dim, group) → entries."""
+        """From dense shapes, uses by tensor name, products (sizes, factor), and what a unit takes: (row, dimension, group) → entries."""
         names = list(shapes)
-        row = {name: index for index, name in enumerate(names)}
-        depth = max((len(shape) for shape in shapes.values()), default=1)
-        sizes = tuple(np.array([shapes[n][d] if d < len(shapes[n]) else 1 for n in names], dtype=float) for d in range(depth))
-        removed = tuple(np.zeros((len(names), num_groups)) for _ in range(depth))
-        for (name, dim, group), entries in taken.items():
-            if name in row:
-                removed[dim][row[name], group] = entries
-        is_parameter = np.array([name in parameters for name in names], dtype=float)
-        return CostModel(tuple(names), is_parameter, sizes, removed, np.array([uses.get(name, 0.0) for name in names]), fixed_macs)
+        rows = [*shapes.values(), *(tuple(sizes) for sizes, _ in products)]
+        depth = max((len(shape) for shape in rows), default=1)
+        sizes = tuple(np.array([shape[d] if d < len(shape) else 1 for shape in rows], dtype=float) for d in range(depth))
+        columns: list[list[tuple[int, int, int]]] = [[] for _ in range(depth)]
+        for (row, dim, group), entries in taken.items():
+            columns[dim].append((row, group, entries))
+        found = []
+        for column in columns:
+            array = np.array(column, dtype=np.int64).reshape(-1, 3)
+            found.append(Taken(array[:, 0], array[:, 1], array[:, 2].astype(float)))
+        is_parameter = np.array([name in parameters for name in names] + [False] * len(products), dtype=float)
+        used = np.array([uses.get(name, 0.0) for name in names] + [factor for _, factor in products])
+        return CostModel(tuple(names), is_parameter, sizes, tuple(found), used, fixed_macs)
 
 
 def count_params(model: nn.Module) -> int:

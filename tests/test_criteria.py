@@ -34,10 +34,10 @@ def test_a_group_takes_the_mean_over_its_producing_layers():
     assert graph.groups[0].layers == ("stem", "b")
     expected = (network.stem.weight.abs().sum((1, 2, 3)) + network.b.weight.abs().sum((1, 2, 3))) / 2
     torch.testing.assert_close(scores[graph.groups[0].name], expected.double())
-    grouped = nets.Grouped()
+    grouped = nets.GroupedPositions()
     scores, graph = score(L1(), grouped)
     by_filter = grouped.g.weight.abs().sum((1, 2, 3)).double()
-    torch.testing.assert_close(scores["g"], by_filter.view(4, 3).mean(0))
+    torch.testing.assert_close(scores["g"], by_filter.view(2, 6).mean(0))
 
 
 @pytest.mark.parametrize("reduction", ["sum_of_abs", "abs_of_sum"])

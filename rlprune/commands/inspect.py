@@ -9,6 +9,8 @@ from rlprune.config import InspectConfig
 @command("inspect")
 def main(config: InspectConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Print groups, kept layers, MACs, parameters and, if asked, the proof of every group."""
+    import torch
+
     from rlprune.checkpoint import load_into, load_weights
     from rlprune.commands.setup import make_network, make_setup
     from rlprune.errors import UserError
@@ -21,19 +23,27 @@ def main(config: InspectConfig, run_dir: Path, choices: dict[str, str]) -> None:
     network = make_network(config, setup).to(setup.execution.device)
     if config.checkpoint is not None:
         load_into(network, load_weights(Path(config.checkpoint))[0], f"checkpoint={config.checkpoint}")
-    graph = trace(network, setup.example(), ignore=config.ignore, prove=not config.verify)
-    verdicts = verify(network, setup.example(), graph) if config.verify else {}
-    failed = [name for name, verdict in verdicts.items() if not verdict.exact]
-    size = f"{short(graph.macs({}))} MACs, {short(graph.params({}))} parameters"
+    side = getattr(network, "example_side", None) if config.image_size is None else config.image_size
+    if side is not None and side < 1:
+        raise UserError(f"image_size={side}: must be ≥ 1")
+    channels, *size = setup.origin.shape
+    example = torch.randn(1, channels, *([side, side] if side else size), generator=torch.Generator().manual_seed(config.seed))
+    example = example.to(setup.execution.device)
+    graph = trace(network, example, ignore=config.ignore, prove=False if config.verify else None)
+    report = verify(network, example, graph, seed=config.seed) if config.verify else None
+    cost = f"{short(graph.macs({}))} MACs, {short(graph.params({}))} parameters"
     parts = [
         *(f"warning: {warning}" for warning in graph.warnings),
-        to_markdown(group_table(graph, verdicts)) if graph.groups else "no channel can be removed",
+        to_markdown(group_table(graph, report.groups if report else {})) if graph.groups else "no channel can be removed",
         to_markdown(frozen_table(graph)) if graph.frozen else "",
-        f"{len(graph.groups)} groups, {graph.num_channels} prunable channels; {size}",
-        "every group: zeroed equals removed, in float64" if config.verify and not failed else "",
+        f"images of {'×'.join(map(str, example.shape[1:]))}: {len(graph.groups)} groups, {graph.num_channels} prunable channels; {cost}",
     ]
+    if report and graph.groups:
+        proof = f"every group, and all at once: zeroed equals removed, outputs and gradients (tolerance {report.together.tolerance:.0e})"
+        parts.append(proof if report.exact else f"all at once: {report.together}")
     text = "\n\n".join(part for part in parts if part)
     print(text)
     write_text(run_dir / "groups.md", text + "\n")
-    if failed:
-        raise UserError(f"groups {', '.join(failed)}: removing differs from zeroing; leave them alone with ignore=[...]")
+    if report and not report.exact:
+        failed = ", ".join(report.failed) or "together"
+        raise UserError(f"groups {failed}: removing differs from zeroing; leave them alone with ignore=[...]")

@@ -1,21 +1,23 @@
 """Channel graphs: tracing, surgery and proof."""
 
 from rlprune.graph.channel_graph import ChannelGraph, Frozen, Group, Member
+from rlprune.graph.optimizers import rebind
 from rlprune.graph.surgery import Slicer, mask, prune
 from rlprune.graph.trace import trace
-from rlprune.graph.verify import Verdict, freeze_failures, verify, verify_together
+from rlprune.graph.verify import Report, Verdict, freeze_failures, verify
 
 __all__ = [
     "ChannelGraph",
     "Frozen",
     "Group",
     "Member",
+    "Report",
     "Slicer",
     "Verdict",
     "freeze_failures",
     "mask",
     "prune",
+    "rebind",
     "trace",
     "verify",
-    "verify_together",
 ]

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from rlprune.cost import CostModel
 from rlprune.errors import UserError
+from rlprune.graph.calls import Key
 
 Keep = Mapping[str, Sequence[int] | np.ndarray]
 """Kept unit indices by group name; absent groups stay whole."""
@@ -17,8 +19,9 @@ Keep = Mapping[str, Sequence[int] | np.ndarray]
 class Member:
     """One dimension of one parameter or buffer that a group owns entries of.
 
-    `units[i]` are the indices that unit i owns along `dim`; shape (unit, entries of a unit). `role` is `out` for the output channels of a
-    convolution's or linear layer's weight, `in` for its input channels, `channel` for what follows a channel (bias, batch norm).
+    `units[i]` are the indices that unit i owns along `dim`; shape (unit, entries of a unit). `role` is `out` for the outputs of a layer's
+    weight, `in` for its inputs, `channel` for scales and shifts (bias, batch norm), `statistic` for running statistics, `index` for a
+    buffer of channel numbers, and `raw` for other tensors that meet channels one to one.
     """
 
     tensor: str
@@ -71,15 +74,34 @@ class Frozen:
 
 @dataclass(frozen=True)
 class ZeroPoint:
-    """Where a masked channel must be set to zero again: after the call with this number, along `axis`.
+    """Where a masked channel must be set to zero again: after the call `key`, along `axis`.
 
     `groups` and `units` give the owner of each entry along the axis, shape (size,), -1 where none.
     """
 
-    call: int
+    key: Key
     axis: int
     groups: np.ndarray
     units: np.ndarray
+
+
+@dataclass(frozen=True)
+class IndexBuffer:
+    """A buffer of channel numbers, and the owner of each channel that it picks from: shape (size of that axis,), -1 where none."""
+
+    tensor: str
+    groups: np.ndarray
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
+class Width:
+    """A number that a module keeps as an attribute and no weight tells: its value, and what one unit of each group takes from it."""
+
+    module: str
+    attribute: str
+    size: int
+    taken: Mapping[str, int]  # group → entries
 
 
 @dataclass(frozen=True)
@@ -91,8 +113,10 @@ class ChannelGraph:
     cost: CostModel
     zero_points: tuple[ZeroPoint, ...]
     warnings: tuple[str, ...]
-    depthwise: Mapping[str, int]  # weight → outputs for each input channel
-    grouped: Mapping[str, int]  # weight of any other grouped convolution → groups
+    grouped: Mapping[str, tuple[int, int]]  # weight of a grouped convolution that loses whole groups → outputs and inputs of a group
+    indices: tuple[IndexBuffer, ...] = ()
+    widths: tuple[Width, ...] = ()
+    doubts: tuple[str, ...] = ()  # what the trace could not see for itself, so that a proof is due
 
     @cached_property
     def num_units(self) -> np.ndarray:
@@ -109,36 +133,40 @@ class ChannelGraph:
         """Output channels of all prunable layers."""
         return int(self.num_units @ self.channels_per_unit)
 
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {group.name: index for index, group in enumerate(self.groups)}
+
     def check(self, keep: Keep) -> dict[str, np.ndarray]:
         """Sorted kept units of every group, absent groups whole.
 
         Raises:
             UserError: an unknown group, or a list that is empty, out of range or has duplicates.
         """
-        names = {group.name for group in self.groups}
-        for name in keep:
-            if name not in names:
-                frozen = next((f": its channels are kept ({f.reason})" for f in self.frozen if f.layer == name), "")
-                raise UserError(f"group {name!r}: the graph has no such group{frozen}; groups: {', '.join(sorted(names)) or 'none'}")
+        checked = self._kept(keep)
+        return {g.name: checked[g.name] if g.name in checked else np.arange(g.num_units) for g in self.groups}
+
+    def _kept(self, keep: Keep) -> dict[str, np.ndarray]:
+        """Sorted kept units of the groups that are named."""
+        if not isinstance(keep, Mapping):
+            raise UserError(f"keep: is a {type(keep).__name__}; pass a dict, group name → list of kept unit indices")
         checked = {}
-        for group in self.groups:
-            try:
-                units = np.asarray(keep.get(group.name, range(group.num_units)))
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise UserError(f"group {group.name!r}: keep must be a list of unit indices ({error})") from error
-            if units.ndim != 1 or len(units) == 0 or units.dtype.kind not in "iu":
-                raise UserError(f"group {group.name!r}: keep must list at least one unit by its index")
-            if units.min() < 0 or units.max() >= group.num_units:
-                raise UserError(f"group {group.name!r}: kept units must lie in 0..{group.num_units - 1}")
-            if len(np.unique(units)) != len(units):
-                raise UserError(f"group {group.name!r}: the kept units hold duplicates")
-            checked[group.name] = np.sort(units)
+        for name, units in keep.items():
+            index = self._index.get(name)
+            if index is None:
+                frozen = next((f": its channels are kept ({f.reason})" for f in self.frozen if f.layer == name), "")
+                known = ", ".join(sorted(self._index)) or "none"
+                raise UserError(f"group {name!r}: the graph has no such group{frozen}; groups: {known}")
+            checked[name] = _checked(name, units, self.groups[index].num_units)
         return checked
 
     def counts(self, keep: Keep) -> np.ndarray:
         """Units removed from every group, shape (group,)."""
-        checked = self.check(keep)
-        return np.array([group.num_units - len(checked[group.name]) for group in self.groups])
+        counts = np.zeros(len(self.groups), dtype=int)
+        for name, units in self._kept(keep).items():
+            index = self._index[name]
+            counts[index] = self.groups[index].num_units - len(units)
+        return counts
 
     def macs(self, keep: Keep) -> int:
         """Multiply-accumulates for one example after the plan `keep`."""
@@ -149,23 +177,39 @@ class ChannelGraph:
         return self.cost.params(self.counts(keep))
 
     def removed_entries(self, keep: Keep) -> dict[tuple[str, int], np.ndarray]:
-        """Boolean masks of removed entries by (tensor, dim): True where an entry goes; absent pairs stay whole.
-
-        Masks end at the last owned entry; what lies beyond is kept.
-        """
-        checked = self.check(keep)
+        """Boolean masks of removed entries by (tensor, dim): True where an entry goes; absent pairs stay whole. Shape (size of dim,)."""
         gone: dict[tuple[str, int], np.ndarray] = {}
-        for group in self.groups:
-            removed = np.ones(group.num_units, dtype=bool)
-            removed[checked[group.name]] = False
-            if not removed.any():
+        for name, units in self._kept(keep).items():
+            group = self.groups[self._index[name]]
+            if len(units) == group.num_units:
                 continue
+            removed = np.ones(group.num_units, dtype=bool)
+            removed[units] = False
             for member in group.members:
-                indices = member.units[removed].ravel()
-                mask = gone.get((member.tensor, member.dim), np.zeros(0, dtype=bool))
-                mask = np.pad(mask, (0, max(0, int(indices.max()) + 1 - len(mask))))
-                mask[indices] = True
-                gone[(member.tensor, member.dim)] = mask
+                slot = (member.tensor, member.dim)
+                mask = gone.get(slot)
+                if mask is None:
+                    mask = gone[slot] = np.zeros(self.size(*slot), dtype=bool)
+                mask[member.units[removed].ravel()] = True
+        return gone
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.cost.names)}
+
+    def size(self, tensor: str, dim: int) -> int:
+        """Size of one dimension of a parameter or buffer."""
+        return int(self.cost.sizes[dim][self._rows[tensor]])
+
+    def removed_from(self, keep: Keep, owners: ZeroPoint | IndexBuffer) -> np.ndarray:
+        """Which entries of an axis go, shape (size of the axis,)."""
+        gone = np.zeros(len(owners.groups), dtype=bool)
+        for name, units in self._kept(keep).items():
+            index = self._index[name]
+            stays = np.zeros(self.groups[index].num_units, dtype=bool)
+            stays[units] = True
+            mine = owners.groups == index
+            gone[mine] = ~stays[owners.units[mine]]
         return gone
 
     def after(self, keep: Keep) -> "ChannelGraph":
@@ -183,15 +227,17 @@ class ChannelGraph:
             for group in self.groups
         )
         counts = self.counts(keep)
-        sizes = tuple(size - per_unit @ counts for size, per_unit in zip(self.cost.sizes, self.cost.removed, strict=True))
         renumber = [np.full(group.num_units + 1, -1) for group in self.groups]
         for numbers, group in zip(renumber, self.groups, strict=True):
             numbers[checked[group.name]] = np.arange(len(checked[group.name]))
+        gone_by_name = dict(zip((group.name for group in self.groups), counts.tolist(), strict=True))
         return replace(
             self,
             groups=groups,
-            cost=replace(self.cost, sizes=sizes),
+            cost=replace(self.cost, sizes=self.cost.left(counts)),
             zero_points=tuple(_renumber(point, renumber) for point in self.zero_points),
+            indices=tuple(_renumber(buffer, renumber) for buffer in self.indices),
+            widths=tuple(replace(width, size=width_after(width, gone_by_name)) for width in self.widths),
         )
 
     def freeze(self, names: Mapping[str, str]) -> "ChannelGraph":
@@ -205,15 +251,44 @@ class ChannelGraph:
         ]
         position = np.full(len(self.groups) + 1, -1)
         position[stay] = np.arange(len(stay))
-        points = [replace(p, groups=position[p.groups], units=np.where(position[p.groups] < 0, -1, p.units)) for p in self.zero_points]
         return replace(
             self,
             groups=tuple(self.groups[index] for index in stay),
             frozen=self.frozen + tuple(frozen),
-            cost=replace(self.cost, removed=tuple(per_unit[:, stay] for per_unit in self.cost.removed)),
-            zero_points=tuple(points),
+            cost=replace(self.cost, taken=tuple(taken.restricted(np.array(stay, dtype=np.int64)) for taken in self.cost.taken)),
+            zero_points=tuple(_refer(point, position) for point in self.zero_points),
+            indices=tuple(_refer(buffer, position) for buffer in self.indices),
+            widths=tuple(replace(w, taken={name: n for name, n in w.taken.items() if name not in names}) for w in self.widths),
             warnings=self.warnings + tuple(f"{name} is left whole: {reason}" for name, reason in names.items()),
         )
+
+
+def width_after(width: Width, gone: Mapping[str, int]) -> int:
+    """The attribute's value after so many units of every group are gone."""
+    return width.size - sum(entries * gone.get(name, 0) for name, entries in width.taken.items())
+
+
+def _checked(name: str, units: object, num_units: int) -> np.ndarray:
+    """Sorted unit indices.
+
+    Raises:
+        UserError: the list is empty, out of range or has duplicates.
+    """
+    try:
+        kept = np.asarray(units)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"group {name!r}: keep must be a list of unit indices ({error})") from error
+    if kept.ndim != 1 or len(kept) == 0 or kept.dtype.kind not in "iu":
+        raise UserError(f"group {name!r}: keep must list at least one unit by its index")
+    kept = np.sort(kept)
+    if kept[0] < 0 or kept[-1] >= num_units:
+        raise UserError(f"group {name!r}: kept units must lie in 0..{num_units - 1}")
+    if (kept[1:] == kept[:-1]).any():
+        raise UserError(f"group {name!r}: the kept units hold duplicates")
+    return kept
+
+
+_Owned = TypeVar("_Owned", ZeroPoint, IndexBuffer)
 
 
 def _shift(indices: np.ndarray, gone: np.ndarray | None) -> np.ndarray:
@@ -224,11 +299,17 @@ def _shift(indices: np.ndarray, gone: np.ndarray | None) -> np.ndarray:
     return indices - before[np.minimum(indices, len(gone))]
 
 
-def _renumber(point: ZeroPoint, renumber: list[np.ndarray]) -> ZeroPoint:
-    """A zero point on the pruned network: entries of removed units are gone, the others have new numbers."""
-    groups, units = point.groups, point.units.copy()
+def _renumber(owned: _Owned, renumber: list[np.ndarray]) -> _Owned:
+    """Owners on the pruned network: entries of removed units are gone, the others have new numbers."""
+    groups, units = owned.groups, owned.units.copy()
     for index, numbers in enumerate(renumber):
         mine = groups == index
         units[mine] = numbers[units[mine]]
     stays = (groups < 0) | (units >= 0)
-    return replace(point, groups=groups[stays], units=units[stays])
+    return replace(owned, groups=groups[stays], units=units[stays])
+
+
+def _refer(owned: _Owned, position: np.ndarray) -> _Owned:
+    """The same owners with groups numbered anew, -1 where they are gone."""
+    groups = position[owned.groups]
+    return replace(owned, groups=groups, units=np.where(groups < 0, -1, owned.units))

@@ -1,113 +1,84 @@
 """Runs a network once and carries channel labels through every operation it performs."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from rlprune.errors import UserError
-from rlprune.graph import rules
-from rlprune.graph.labels import Channels, LabelSpace, Slot, tensors_in
+from rlprune.graph import rules, shapes
+from rlprune.graph.calls import Call, Key, Whereabouts, operation_name
+from rlprune.graph.labels import Channels, Labels, LabelSpace, Slot, layer_of, tensors_in
+from rlprune.graph.run import map_tensors
+from rlprune.graph.sizes import Size, plain, sizes_in
 
 
-@dataclass(frozen=True)
-class Call:
-    """One operation of a forward pass."""
-
-    number: int
-    name: str
-    where: str
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-
-    @property
-    def label(self) -> str:
-        """How messages name the operation."""
-        return f"`{self.name}`" + (f" in {self.where}" if self.where else "")
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the operation changes its first argument."""
-        name = getattr(self.function, "__name__", "")
-        return name.endswith("_") and not name.endswith("__")
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Tensors among the arguments, in order."""
-        return list(tensors_in([list(self.args), self.kwargs]))
-
-    @property
-    def outputs(self) -> list[Tensor]:
-        """Tensors among the results."""
-        return list(tensors_in(self.result))
-
-    @property
-    def output(self) -> Tensor:
-        """The single tensor that the operation returned."""
-        return self.outputs[0]
-
-    def argument(self, name: str, position: int, default: Any = None) -> Any:
-        """An argument given by position or by name; torch takes numpy's `axis` for `dim` too."""
-        for word in (name, {"dim": "axis"}.get(name, name)):
-            if word in self.kwargs:
-                return self.kwargs[word]
-        return self.args[position] if position < len(self.args) else default
-
-    def bind(self, *names: str) -> dict[str, Any]:
-        """The leading arguments by name."""
-        return dict(zip(names, self.args, strict=False)) | self.kwargs
+class TimeLimitError(UserError):
+    """The trace took too long."""
 
 
-def operation_name(function: Callable[..., Any]) -> str:
-    """One name for the function, method, operator and in-place forms of an operation."""
-    name = getattr(function, "__name__", type(function).__name__)
-    if name == "__get__":  # a property such as Tensor.shape
-        return str(getattr(getattr(function, "__self__", None), "__name__", "property"))
-    if name.startswith("__") and name.endswith("__"):
-        name = name.strip("_")
-        for prefix in ("r", "i"):
-            if name.removeprefix(prefix) in ("add", "mul", "and", "or", "truediv") or (prefix == "i" and name == "isub"):
-                name = name.removeprefix(prefix)
-        return {"len": "__len__", "hash": "__hash__"}.get(name, name)
-    return str(name).rstrip("_")
+class NeedsValuesError(Exception):
+    """The values of a tensor decide where channels go: the network must run on real numbers."""
+
+
+class Note(NamedTuple):
+    """What is known about a tensor; `token` tells one trace from another."""
+
+    token: object
+    channels: Channels | None
+    reason: str
+    version: int  # how often it had been written to
+
+
+class Product(NamedTuple):
+    """Multiply-accumulates for one example: `factor` times the product of sizes, each of which shrinks with the labels along it."""
+
+    sizes: tuple[int, ...]
+    labels: tuple[Labels | None, ...]
+    factor: float
 
 
 class Recorder(TorchFunctionMode):
     """Intercepts every torch call of a forward pass, applies its channel rule, and keeps what was learned.
 
-    A tensor that no intercepted call produced has an unknown origin: it is treated as fixed.
+    `symbolic`: activations have shapes but no values (device meta) and no arithmetic is done, so that a trace costs about as little as
+    the network's Python code. A network that looks at values cannot run so; it is traced on real numbers instead. A tensor that no
+    intercepted call produced has an unknown origin: it is treated as fixed.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int, time_limit: float) -> None:
+    def __init__(self, model: nn.Module, batch_size: int, time_limit: float, device: torch.device, *, symbolic: bool) -> None:
         super().__init__()
         self.space = LabelSpace()
-        self.table = rules.rules()
-        self.batch_size = batch_size
-        self.deadline = time.monotonic() + time_limit
-        self.time_limit = time_limit
-        self.modules = dict(model.named_modules())
-        self.names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
-        self.paths = {id(module): name for name, module in self.modules.items()}
-        self.stack: list[str] = []
-        self.visited: set[str] = set()  # modules that ran
-        self.calls = 0
-        self.zero_points: list[tuple[int, Channels]] = []
+        self.table = rules.table()
+        self.operations: dict[Any, tuple[str, bool]] = {}  # function → name
+        self.places = Whereabouts(model)
+        self.names, self.modules = self.places.names, self.places.modules
+        self.where = self.places.where
+        self.batch_size = max(1, batch_size)
+        self.device, self.symbolic = device, symbolic
+        self.deadline, self.time_limit = time.monotonic() + time_limit, time_limit
+        self.token = object()
+        self.meta: dict[int, Tensor] = {}  # stand-ins without values, by id of a parameter or buffer
+        self.zero_points: list[tuple[Key, Channels]] = []
         self.uses: dict[str, float] = {}
+        self.products: list[Product] = []
         self.fixed_macs = 0.0
+        self.written: dict[int, int] = {}  # tensors that calls in place wrote to, by id: their version then
+        self.flops = 0  # of the last call that torch's counter looked at
         self.barriers: dict[str, str] = {}
-        self.depthwise: dict[str, int] = {}  # weight → outputs for each input
-        self.grouped: dict[str, int] = {}  # weight → groups
-        self.token = object()  # marks this recorder's notes on tensors, without keeping the recorder alive
+        self.grouped: dict[str, tuple[int, int]] = {}  # weight → outputs and inputs of a group, where whole groups go
+        self.widths: list[tuple[str, str, Labels]] = []  # (module, attribute, what it counts), where no weight tells it
+        self.indices: dict[str, Labels] = {}  # buffer of channel indices → labels of what it selects from
+        self.views: dict[int, tuple[Tensor, str, tuple[int, ...]]] = {}  # transposed parameters: tensor, name, dimension of every axis
         self.lost: list[tuple[str, str, int]] = []  # layers without a rule: (name, reason, channels)
         self.uncounted: list[str] = []
+        self.computed: set[str] = set()  # modules whose weight is computed, such as weight norm
         self.order: list[str] = []  # layers in the order of their first use
 
     # -- the torch hook ------------------------------------------------------------------------------------------------------------
@@ -115,124 +86,221 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call, then its rule."""
         kwargs = kwargs or {}
-        if time.monotonic() > self.deadline:
-            raise UserError(f"tracing took more than {self.time_limit:g} s; use a smaller example input")
-        name = operation_name(func)
-        self.calls += 1
-        number = self.calls
+        known = self.operations.get(func)
+        if known is None:
+            known = self.operations[func] = operation_name(func)
+        name, in_place = known
         if name in rules.NEUTRAL:
-            return func(*args, **kwargs)
-        self._report_unknown([list(args), kwargs])
-        result = func(*args, **kwargs)
-        call = Call(number, name, self.stack[-1] if self.stack else "", func, tuple(args), kwargs, result)
-        if name in rules.UNCOUNTED and call.outputs:
-            self.uncounted.append(call.label)
-        rule = self.table.get(name)
-        if rule is None or "out" in kwargs:
+            return self._read(name, func, args, kwargs)
+        if time.monotonic() > self.deadline:
+            raise TimeLimitError(f"tracing took more than {self.time_limit:g} s; use a smaller example input")
+        rule = None if kwargs.get("out") is not None else self.table.get(name)
+        written = args[0] if in_place and args and isinstance(args[0], Tensor) else None
+        if written is not None:
+            self.channels(written)  # says so if it had been written to before
+        result = self._execute(name, in_place, func, args, kwargs, counted=rule is not None and name not in rules.OPAQUE)
+        note = None if written is None else self.note(written)
+        if written is not None and note is not None:
+            self.written[id(_base(written))] = written._version
+            written._rlprune_note = note._replace(version=written._version)  # type: ignore[attr-defined]
+        call = Call(self, name, in_place, func, tuple(args), kwargs, result)
+        if name in rules.MAY_ZERO:
+            call.key = self.places.key(name, call.args, kwargs)
+        if rule is None:
             self.barrier(call, f"no channel rule for {call.label}")
-        elif name in rules.NORMS or name in rules.UNCOUNTED or call.outputs:
+        elif isinstance(result, Tensor) or name in rules.WITHOUT_RESULT or call.outputs:
+            if name not in rules.SIZED:
+                for size in sizes_in((args, kwargs)):
+                    size.escape(f"their number enters {call.label}")
             rule(self, call)
         else:
             self.barrier(call, f"{call.label} takes values out of the network")
         return result
 
-    def _report_unknown(self, arguments: Any) -> None:
-        for tensor in tensors_in(arguments):
-            if tensor.ndim > 0 and self._info(tensor) is None and id(tensor) not in self.names:
-                self.set(tensor, None, "a tensor of unknown origin")
+    def _execute(self, name: str, in_place: bool, func: Any, args: Any, kwargs: Any, *, counted: bool) -> Any:
+        if self.symbolic:
+            result = shapes.output(name, in_place, args, kwargs)
+            if result is not None:
+                return result
+            args, kwargs = self._without_values(name, in_place, args, kwargs)
+        if sizes_in((args, kwargs)):
+            args, kwargs = plain(args), plain(kwargs)
+        if counted:
+            return func(*args, **kwargs)
+        with FlopCounterMode(display=False) as counter:
+            result = func(*args, **kwargs)
+        self.flops = counter.get_total_flops()
+        self.fixed_macs += self.flops / 2 / self.batch_size
+        return result
+
+    def _without_values(self, name: str, in_place: bool, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments on the meta device, if one of them is there."""
+        if name in shapes.CREATIONS and sizes_in((args, kwargs)):
+            return args, {**kwargs, "device": "meta"}
+        tensors = list(tensors_in((args, kwargs)))
+        if not any(tensor.is_meta for tensor in tensors) or all(tensor.is_meta for tensor in tensors):
+            return args, kwargs
+        if in_place and not args[0].is_meta:
+            raise NeedsValuesError(f"{name} writes into a tensor with values")
+        return map_tensors((args, kwargs), self._stand_in)
+
+    def _stand_in(self, tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            return tensor
+        if id(tensor) not in self.names:
+            return tensor.to("meta")
+        if id(tensor) not in self.meta:
+            self.meta[id(tensor)] = tensor.detach().to("meta")
+        return self.meta[id(tensor)]
+
+    def _read(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """A property: sizes of labelled axes remember what they count; where a stand-in stands is not told."""
+        if name in ("shape", "size", "__len__", "numel", "nelement"):
+            result = func(*plain(args), **plain(kwargs))
+            channels = self.channels(args[0]) if isinstance(args[0], Tensor) else None
+            return result if channels is None else self._sized(name, args, kwargs, result, channels)
+        if self.symbolic and isinstance(args[0] if args else None, Tensor) and args[0].is_meta:
+            if name == "device":
+                return self.device
+            if name in ("is_cuda", "is_cpu", "is_mps", "is_xpu"):
+                return self.device.type == name[3:]
+            if name in ("is_meta", "get_device"):
+                return False if name == "is_meta" else self.device.index if self.device.type == "cuda" else -1
+        return func(*plain(args), **plain(kwargs))
+
+    def _sized(self, name: str, args: Any, kwargs: Any, result: Any, channels: Channels) -> Any:
+        axis, labels = channels.axis, channels.labels
+        if name in ("numel", "nelement"):
+            return Size.of(len(labels), self.space, labels) * (result // len(labels))
+        if isinstance(result, int):
+            position = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            return Size.of(result, self.space, labels) if position % args[0].ndim == axis else result
+        return torch.Size([*result[:axis], Size.of(result[axis], self.space, labels), *result[axis + 1 :]])
 
     @contextmanager
-    def following_modules(self) -> Iterator[None]:
-        """Know which module runs, by hooks that exist only inside this context."""
+    def beside_scripts(self, scripted: bool) -> Iterator[None]:
+        """Know when compiled modules run, whose operations are invisible: what they are given is frozen."""
 
         def enter(module: nn.Module, inputs: Any) -> None:
-            self.stack.append(self.paths.get(id(module), type(module).__name__))
-            self.visited.add(self.stack[-1])
-            if isinstance(module, torch.jit.ScriptModule):  # its operations are invisible here
-                self.uncounted.append(f"the compiled module {self.stack[-1]}")
+            if isinstance(module, torch.jit.ScriptModule):
+                name = self.places.paths.get(id(module), type(module).__name__)
+                self.uncounted.append(f"the compiled module {name}")
                 for tensor in tensors_in(inputs):
-                    self.freeze_tensor(tensor, f"no channel rule for the compiled module {self.stack[-1]}")
+                    self.freeze_tensor(tensor, f"no channel rule for the compiled module {name}")
 
-        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            self.stack.pop()
-
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        handle = register_module_forward_pre_hook(enter) if scripted else None
         try:
             yield
         finally:
-            for handle in handles:
+            if handle is not None:
                 handle.remove()
 
     # -- what the rules use --------------------------------------------------------------------------------------------------------
 
-    def _info(self, tensor: Tensor) -> tuple[Channels | None, str] | None:
-        owner, info = getattr(tensor, "_rlprune_channels", (None, None))
-        return info if owner is self.token else None
+    def note(self, tensor: Tensor) -> Note | None:
+        """What this trace knows about a tensor that a call produced."""
+        note = getattr(tensor, "_rlprune_note", None)
+        return note if note is not None and note.token is self.token else None
 
     def set(self, tensor: Tensor, channels: Channels | None, reason: str = "") -> None:
         """Say what a tensor carries: channels, or nothing and why."""
         if channels is not None and tensor.shape[channels.axis] != len(channels.labels):
             raise AssertionError(f"{len(channels.labels)} labels for shape {tuple(tensor.shape)}")
-        if id(tensor) in self.names:  # a parameter written to in place keeps its identity
-            return
-        tensor._rlprune_channels = (self.token, (channels, reason or "a fixed tensor"))  # type: ignore[attr-defined]
+        if id(tensor) not in self.names:  # a parameter written to in place keeps its identity
+            tensor._rlprune_note = Note(self.token, channels, reason, tensor._version)  # type: ignore[attr-defined]
 
     def channels(self, tensor: Tensor) -> Channels | None:
-        """The channels that a tensor carries, if any."""
-        info = self._info(tensor)
-        return info[0] if info else None
+        """The channels that a tensor carries, if any; a parameter with one axis carries its own."""
+        note = getattr(tensor, "_rlprune_note", None)
+        if note is not None and note.token is self.token:
+            found: Channels | None = note.channels
+            if found is not None and note.version != tensor._version:
+                found = found._replace(clean=False)
+                if self.written.get(id(_base(tensor))) != tensor._version:  # not through a view that was seen
+                    self.space.doubts.append("a tensor was written to")
+            return found
+        name = self.names.get(id(tensor))
+        if name is None:
+            if tensor.is_meta:
+                self.space.doubts.append("code that cannot be seen returned a tensor")
+            return None
+        if not tensor.is_floating_point():
+            return None
+        wide = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+        if len(wide) != 1 or isinstance(self.space.slots.get((name, wide[0])), str):
+            return None
+        return Channels(wide[0], self.slot_labels((name, wide[0]), tensor.shape[wide[0]], "raw"), clean=False, constant=True)
 
     def why_fixed(self, *tensors: Tensor) -> str:
         """Why tensors without channels are fixed: the first reason known."""
         for tensor in tensors:
-            info = self._info(tensor)
-            if info is not None and info[0] is None:
-                return info[1]
-            if id(tensor) in self.names:
-                return f"the parameter {self.names[id(tensor)]}"
-        return "a fixed tensor"
+            note = self.note(tensor)
+            if note is not None and note.channels is None:
+                return note.reason or "a fixed tensor"
+            name = self.names.get(id(tensor))
+            if name is not None:
+                return f"the parameter {name}"
+        return "a tensor of unknown origin"
 
-    def parameter_name(self, tensor: Tensor) -> str | None:
+    def pass_on(self, output: Tensor, channels: Channels | None, source: Tensor) -> None:
+        """The output carries these channels; if there are none, it is fixed for the same reason as the source."""
+        self.set(output, channels, "" if channels is not None else self.why_fixed(source))
+
+    def parameter_name(self, tensor: Any) -> str | None:
         """Qualified name of a parameter or buffer, None for computed tensors."""
         return self.names.get(id(tensor))
 
-    def owner(self, name: str) -> nn.Module:
-        """The module that holds a parameter."""
-        return self.modules[name.rpartition(".")[0]]
+    def parameter_view(self, tensor: Any) -> tuple[str, tuple[int, ...]] | None:
+        """Name of the parameter that a tensor is, or is a transposed view of, and the parameter's dimension along every axis."""
+        name = self.names.get(id(tensor))
+        if name is not None:
+            return name, tuple(range(tensor.ndim))
+        view = self.views.get(id(tensor))
+        return (view[1], view[2]) if view is not None and view[0] is tensor else None
 
-    def slot_labels(self, slot: Slot, size: int, role: str) -> Tensor:
+    def slot_labels(self, slot: Slot, size: int, role: str) -> Labels:
         """The labels of a slot, made on first use."""
         known = self.space.slots.get(slot)
-        if isinstance(known, Tensor):
+        if known is not None and not isinstance(known, str):
+            if role == "out" and self.space.roles[slot] != "out":
+                self.space.roles[slot] = role
+                self.order.append(slot[0])
             return known
         labels = self.space.fresh(size)
         self.space.bind(slot, labels, role)
-        if role == "out":
+        if role == "out" and known is None:
             self.order.append(slot[0])
         return labels
 
-    def attach(self, slot: Slot, labels: Tensor | None, role: str, reason: str) -> None:
-        """Tie a slot to labels, or keep its size if there are none."""
+    def attach(self, slot: Slot, labels: Labels | None, role: str, source: Tensor) -> None:
+        """Tie a slot to labels, or keep its size if the source has none."""
         if labels is None:
-            self.space.fix(slot, reason)
+            self.space.fix(slot, self.why_fixed(source))
         else:
             self.space.bind(slot, labels, role)
 
-    def attach_vector(self, vector: Tensor | None, labels: Tensor) -> None:
+    def attach_vector(self, vector: Tensor | None, labels: Labels, call: Call, role: str = "channel") -> None:
         """Tie a vector with one entry a channel (bias, scale, statistics) to its channels."""
         if vector is None:
             return
-        name = self.parameter_name(vector)
+        name = self.names.get(id(vector))
         if name is not None and vector.ndim == 1:
-            self.attach((name, 0), labels, "channel", "")
+            self.space.bind((name, 0), labels, role)
+            self.space.roles[name, 0] = role
+            return
+        channels = self.channels(vector)
+        if channels is not None and vector.ndim == 1 and len(channels.labels) == len(labels):
+            self.space.unite(channels.labels, labels)
         else:
-            self.space.pin(labels, f"their scale or bias is computed in {self.stack[-1] if self.stack else 'the network'}")
+            self.freeze_tensor(vector, f"it is used in {call.label}")
+            self.space.pin(labels, f"their scale or bias is {self.why_fixed(vector)} in {call.label}")
 
-    def hold(self, tensor: Tensor | None, reason: str) -> None:
+    def hold(self, tensor: Any, reason: str) -> None:
         """A parameter used in a way that needs its full size."""
-        name = self.parameter_name(tensor) if tensor is not None else None
-        if tensor is not None and name is not None:
-            self.space.fix_tensor(name, tensor.ndim, reason)
+        view = self.parameter_view(tensor)
+        if view is not None:
+            for dim in range(len(view[1])):
+                self.space.fix((view[0], dim), reason)
 
     def freeze_tensor(self, tensor: Tensor, reason: str) -> None:
         """Keep every channel that a tensor carries."""
@@ -243,26 +311,42 @@ class Recorder(TorchFunctionMode):
 
     def barrier(self, call: Call, reason: str) -> None:
         """Keep all channels that reach a call; what it returns carries none."""
-        if call.name.startswith("conv") or call.name == "linear":
-            self.lost.append((call.where or call.label, reason, call.output.shape[-1 if call.name == "linear" else 1 - call.output.ndim]))
-        reached = [tensor for tensor in call.tensors if self.channels(tensor) is not None]
-        if reached:
+        if call.name in rules.LAYERS:
+            where = self.where()
+            self.computed.add(where)
+            weight = self.names.get(id(call.argument("weight", 1)))
+            layer = where or (layer_of(weight) if weight else call.label)
+            self.lost.append((layer, reason, call.output.shape[-1 if call.name == "linear" else 1 - call.output.ndim]))
+        tensors = call.tensors
+        if any(self.channels(tensor) is not None and id(tensor) not in self.names for tensor in tensors):
             self.barriers.setdefault(call.label, reason)
-        for tensor in call.tensors:
+        for tensor in tensors:
             self.freeze_tensor(tensor, reason)
+        for size in sizes_in((call.args, call.kwargs)):
+            size.escape(reason)
+        behind = f"what {call.label} returns" if tensors else f"a tensor made by {call.label}"
         for output in call.outputs:
-            self.set(output, None, f"what {call.label} returns")
+            self.set(output, None, behind)
 
-    def zero_behind(self, call: Call) -> None:
+    def zero_behind(self, call: Call, channels: Channels | None) -> None:
         """A masked channel may be non-zero after this call: the check zeroes it here."""
-        channels = self.channels(call.output)
         if channels is not None:
-            self.zero_points.append((call.number, channels))
+            assert call.key is not None, call.name
+            self.zero_points.append((call.key, channels))
 
     def count(self, weight: Tensor, uses: float) -> None:
         """Every element of `weight` multiplies `uses` times for the whole batch."""
-        name = self.parameter_name(weight)
+        name = self.names.get(id(weight))
         if name is None:
             self.fixed_macs += weight.numel() * uses / self.batch_size
         else:
             self.uses[name] = self.uses.get(name, 0.0) + uses / self.batch_size
+
+    def add_product(self, sizes: Sequence[int], labels: Sequence[Labels | None], factor: float) -> None:
+        """A product of activations multiplies `factor` times the product of these sizes for the whole batch."""
+        self.products.append(Product(tuple(sizes), tuple(labels), factor / self.batch_size))
+
+
+def _base(tensor: Tensor) -> Tensor:
+    """The tensor that a view looks into."""
+    return tensor if tensor._base is None else tensor._base

@@ -1,6 +1,8 @@
-"""Running a model on example inputs of any form, and leaving it as it was."""
+"""Running a model on example inputs of any form, copying it, and leaving it as it was."""
 
 import copy
+import types
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -19,7 +21,7 @@ def map_tensors(value: Any, function: Any) -> Any:
         return {key: map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
         return type(value)(*(map_tensors(item, function) for item in value))
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
         return type(value)(map_tensors(item, function) for item in value)
     return value
 
@@ -29,42 +31,110 @@ def copy_inputs(inputs: Any, dtype: torch.dtype | None = None) -> Any:
     return map_tensors(inputs, lambda tensor: tensor.detach().clone().to(dtype if tensor.is_floating_point() else None))
 
 
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Call a model with a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, list | tuple) else model(inputs)
+
+
 def call_model(model: nn.Module, inputs: Any, mode: AbstractContextManager[Any] | None = None) -> Any:
-    """Call a model with a tensor, a tuple of arguments or a dict of keyword arguments.
+    """The same, with an explanation of what went wrong.
 
     Raises:
-        UserError: the model cannot run on these inputs; says what it raised.
+        UserError: the model cannot run on these inputs; says in which module, and what it raised.
     """
     with mode or nullcontext():
         try:
-            if isinstance(inputs, dict):
-                return model(**inputs)
-            return model(*inputs) if isinstance(inputs, list | tuple) else model(inputs)
+            return call(model, inputs)
         except UserError:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{type(model).__name__}: cannot run on the example inputs: {reason}") from error
+            where = _failing_module(model, error)
+            raise UserError(f"{type(model).__name__}: cannot run on the example inputs{where}: {reason}") from error
+
+
+def _failing_module(model: nn.Module, error: BaseException) -> str:
+    """The innermost module that was running when the error came up."""
+    paths = {id(module): name for name, module in model.named_modules()}
+    found, step = "", error.__traceback__
+    while step is not None:
+        name = paths.get(id(step.tb_frame.f_locals.get("self")))
+        found, step = name or found, step.tb_next
+    return f", in {found}" if found else ""
+
+
+_ATOMS = (int, float, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device)
 
 
 def copy_module(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy; `memo` maps tensors to what takes their place.
+    """A deep copy; `memo` maps the ids of objects, such as tensors, to what takes their place.
+
+    Plain modules are copied by hand, several times faster than by `copy.deepcopy`, which does the rest.
 
     Raises:
         UserError: the module holds something that cannot be copied.
     """
     try:
-        return copy.deepcopy(model, memo or {})
+        return _copy(model, {} if memo is None else memo)
     except Exception as error:
         raise UserError(f"{type(model).__name__}: cannot be copied ({error}); drop what it keeps besides modules and parameters") from error
 
 
+def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    known: nn.Module | None = memo.get(id(module))
+    if known is not None:
+        return known
+    kind = type(module)
+    if not _plain(kind):
+        return copy.deepcopy(module, memo)
+    result = kind.__new__(kind)
+    memo[id(module)] = result
+    state = result.__dict__
+    for name, value in module.__dict__.items():
+        if type(value) in _ATOMS:
+            state[name] = value
+        elif name == "_modules":
+            state[name] = type(value)((key, None if child is None else _copy(child, memo)) for key, child in value.items())
+        elif name in ("_parameters", "_buffers"):
+            state[name] = type(value)((key, memo.get(id(t)) if id(t) in memo else copy.deepcopy(t, memo)) for key, t in value.items())
+        elif type(value) in (dict, OrderedDict, set, list) and not value:
+            state[name] = type(value)()
+        elif type(value) is tuple and all(type(item) in _ATOMS for item in value):
+            state[name] = value
+        else:
+            state[name] = copy.deepcopy(value, memo)
+    return result
+
+
+def _plain(kind: type[nn.Module]) -> bool:
+    """Whether a class is copied by copying what its instances hold."""
+    own = any(hasattr(kind, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"))
+    reduces = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__
+    getstate = getattr(kind, "__getstate__", None) is not getattr(object, "__getstate__", None)
+    slots = any(getattr(base, "__slots__", ()) for base in kind.__mro__)
+    # Those of torch's own layers only fill in what checkpoints of old versions lack.
+    setstate = kind.__setstate__ is not nn.Module.__setstate__ and not kind.__setstate__.__module__.startswith("torch.nn.modules.")
+    return not (own or reduces or getstate or slots or setstate)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode and every buffer's values afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Eval mode inside; afterwards every module's own mode and attributes, and every buffer's values."""
+    states = [(module, dict(module.__dict__)) for module in model.modules()]
+    held = [
+        (holder, dict(holder))
+        for module, _ in states
+        for holder in (module._parameters, module._buffers, module._modules)
+        if type(holder) in (dict, OrderedDict)
+    ]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    model.eval()
+    if any(type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval for module, _ in states):
+        model.eval()  # somebody does more than set a flag
+    else:
+        for module, _ in states:
+            module.training = False
     try:
         yield
     finally:
@@ -72,5 +142,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             for buffer, values in buffers:
                 if not torch.equal(buffer, values):  # written to by the forward pass itself
                     buffer.copy_(values)
-        for module, training in modes:
-            module.training = training
+        for module, state in states:
+            _restore(module.__dict__, state)
+        for holder, items in held:
+            _restore(holder, items)
+
+
+def _restore(now: dict[str, Any], then: dict[str, Any]) -> None:
+    """Put a dict back as it was; objects are compared by identity."""
+    if len(now) != len(then) or any(now.get(key) is not value for key, value in then.items()):
+        now.clear()
+        now.update(then)

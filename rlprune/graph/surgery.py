@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.errors import UserError
-from rlprune.graph.channel_graph import ChannelGraph, Keep
+from rlprune.graph.channel_graph import ChannelGraph, Keep, width_after
 from rlprune.graph.run import copy_module
 
 
@@ -24,24 +24,72 @@ def prune(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     Raises:
         UserError: an unknown group, or a list that is empty, out of range or has duplicates.
     """
-    sliced = _sliced_tensors(model, graph, keep, own=True)
+    _require_match(model, graph)
+    slices = Slices(graph, keep)
     memo: dict[int, Any] = {}
     for name, tensor in _named_tensors(model):
-        memo[id(tensor)] = sliced[name]
+        result = slices.cut(name, tensor.detach())
+        if result.data_ptr() == tensor.data_ptr():
+            result = result.clone()
+        memo[id(tensor)] = nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
     pruned = copy_module(model, memo)
-    _patch(pruned, graph)
+    _patch(pruned, graph, keep)
     return pruned
 
 
 def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
-    """A copy of the network with the removed units' weights set to zero; shapes stay."""
+    """A copy of the network with the removed units' weights set to zero; shapes stay, outputs are those of the pruned network.
+
+    Raises:
+        UserError: an unknown group, or a list that is empty, out of range or has duplicates.
+    """
+    _require_match(model, graph)
     masked = copy_module(model)
     tensors = dict(_named_tensors(masked))
+    roles = {(member.tensor, member.dim): member.role for group in graph.groups for member in group.members}
     with torch.no_grad():
         for (name, dim), gone in graph.removed_entries(keep).items():
-            if not name.endswith("running_var"):  # a variance of zero would divide by almost nothing
+            if roles[name, dim] in ("out", "in", "channel"):  # not running statistics, indices, or what may be a divisor
                 tensors[name].index_fill_(dim, torch.from_numpy(np.flatnonzero(gone)).to(tensors[name].device), 0)
     return masked
+
+
+class Slices:
+    """Cuts tensors down to what a plan keeps."""
+
+    def __init__(self, graph: ChannelGraph, keep: Keep) -> None:
+        self.dims: dict[str, list[tuple[int, Tensor]]] = {}
+        positions: dict[bytes, Tensor] = {}
+        for (name, dim), removed in graph.removed_entries(keep).items():
+            key = removed.tobytes()
+            if key not in positions:  # a layer's weight, bias and norm all keep the same entries
+                positions[key] = torch.from_numpy(np.flatnonzero(~removed))
+            self.dims.setdefault(name, []).append((dim, positions[key]))
+        self.renumbered = {}
+        for buffer in graph.indices:
+            gone = graph.removed_from(keep, buffer)
+            if gone.any():
+                self.renumbered[buffer.tensor] = torch.from_numpy(np.cumsum(~gone) - 1)
+
+    def cut(self, name: str, tensor: Tensor, *, match: bool = True) -> Tensor:
+        """The kept entries of a tensor by this name; itself if all are kept.
+
+        `match=False`: of a tensor that belongs to it, such as an optimizer's state, which may have dimensions of size one.
+        """
+        result = tensor
+        for dim, kept in sorted(self.dims.get(name, []), key=lambda item: len(item[1]) / max(1, tensor.shape[item[0]])):
+            if match or tensor.shape[dim] > 1:
+                result = result.index_select(dim, kept.to(tensor.device))
+        if name in self.renumbered and match:
+            numbers = self.renumbered[name].to(tensor.device)
+            result = numbers[result.long()].to(tensor.dtype)
+        if tensor.ndim == 4 and result is not tensor and _channels_last(tensor):
+            result = result.contiguous(memory_format=torch.channels_last)
+        return result
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 class Slicer:
@@ -51,6 +99,7 @@ class Slicer:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        _require_match(model, graph)
         self._source, self._graph = model, graph
         memo: dict[int, Any] = {id(tensor): tensor for _, tensor in _named_tensors(model)}
         self._skeleton = copy_module(model, memo).eval()
@@ -66,10 +115,12 @@ class Slicer:
 
     def __call__(self, keep: Keep) -> nn.Module:
         """The network with only the kept units, in eval mode, for inference alone."""
-        for name, tensor in _sliced_tensors(self._source, self._graph, keep, own=False).items():
+        slices = Slices(self._graph, keep)
+        for name, tensor in _named_tensors(self._source):
+            result = slices.cut(name, tensor.detach())
             for holder, key in self._places.get(name, []):
-                holder[key] = tensor
-        _patch(self._skeleton, self._graph)
+                holder[key] = nn.Parameter(result, requires_grad=False) if isinstance(tensor, nn.Parameter) else result
+        _patch(self._skeleton, self._graph, keep)
         return self._skeleton
 
 
@@ -77,44 +128,21 @@ def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _sliced_tensors(model: nn.Module, graph: ChannelGraph, keep: Keep, *, own: bool) -> dict[str, Tensor]:
-    """Every parameter and buffer without the removed entries; `own`: as new parameters, sharing nothing."""
-    _require_match(model, graph)
-    gone = graph.removed_entries(keep)
-    dims: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for (name, dim), removed in gone.items():
-        dims.setdefault(name, []).append((dim, removed))
-    tensors = {}
-    for name, tensor in _named_tensors(model):
-        result = tensor.detach()
-        for dim, removed in dims.get(name, []):
-            stays = np.ones(result.shape[dim], dtype=bool)
-            stays[: len(removed)] = ~removed
-            result = result.index_select(dim, torch.from_numpy(np.flatnonzero(stays)).to(result.device))
-        if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-            result = result.contiguous(memory_format=torch.channels_last)
-        if own:
-            result = result.clone() if result.data_ptr() == tensor.data_ptr() else result
-        if isinstance(tensor, nn.Parameter):
-            result = nn.Parameter(result, requires_grad=tensor.requires_grad and own)
-        tensors[name] = result
-    return tensors
-
-
 def _require_match(model: nn.Module, graph: ChannelGraph) -> None:
     """A graph fits the network it was traced on, and those of the same shapes."""
     shapes = {name: tensor.shape for name, tensor in _named_tensors(model)}
-    for row, name in enumerate(graph.cost.names):
-        expected = [int(size[row]) for size in graph.cost.sizes]
+    sizes = np.stack(graph.cost.sizes, axis=1).astype(int).tolist() if graph.cost.sizes else []
+    for name, expected in zip(graph.cost.names, sizes, strict=False):
         shape = shapes.get(name)
         if shape is None or list(shape) != expected[: len(shape)]:
             raise UserError(f"{name}: is not as the graph knows it; trace this network again, or use graph.after(keep) for a pruned one")
 
 
-def _patch(model: nn.Module, graph: ChannelGraph) -> None:
+def _patch(model: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
     """Make the sizes that modules keep as attributes agree with their weights; what a module says now is not trusted."""
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        weight = getattr(module, "weight", None) if isinstance(module, _PATCHED) else None
         if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, Tensor):
             _patch_convolution(module, weight, graph, f"{name}.weight" if name else "weight")
         elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
@@ -125,14 +153,25 @@ def _patch(model: nn.Module, graph: ChannelGraph) -> None:
                 module.num_features = len(vector)
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.numel()
+        elif isinstance(module, nn.Embedding) and isinstance(weight, Tensor):
+            module.embedding_dim = weight.shape[1]
+        elif isinstance(module, nn.Bilinear) and isinstance(weight, Tensor):
+            module.out_features, module.in1_features, module.in2_features = weight.shape
+    counts = dict(zip((group.name for group in graph.groups), graph.counts(keep).tolist(), strict=True))
+    for width in graph.widths:
+        setattr(modules[width.module], width.attribute, width_after(width, counts))
+
+
+_PATCHED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU, nn.Embedding, nn.Bilinear)
 
 
 def _patch_convolution(module: nn.modules.conv._ConvNd, weight: Tensor, graph: ChannelGraph, name: str) -> None:
     first, second = weight.shape[:2]
-    if name in graph.depthwise:
-        module.out_channels = first
-        module.groups = module.in_channels = first // graph.depthwise[name]
-    elif name in graph.grouped:
-        module.out_channels, module.in_channels = first, second * graph.grouped[name]
-    elif module.groups == 1:
-        module.out_channels, module.in_channels = (second, first) if module.transposed else (first, second)
+    if name in graph.grouped:
+        out_width, in_width = graph.grouped[name]
+        module.groups = first // (in_width if module.transposed else out_width)
+        module.out_channels, module.in_channels = module.groups * out_width, module.groups * in_width
+    elif module.transposed:
+        module.in_channels, module.out_channels = first, second * module.groups
+    else:
+        module.out_channels, module.in_channels = first, second * module.groups

@@ -53,7 +53,8 @@ def group_table(graph: ChannelGraph, verdicts: Mapping[str, Verdict]) -> pd.Data
             "layers": _shorten(group.layers),
         }
         if verdicts:
-            line["zeroed = removed"] = "exact" if verdicts[group.name].exact else str(verdicts[group.name])
+            verdict = verdicts[group.name]
+            line["zeroed = removed"] = f"exact ({verdict.difference:.0e})" if verdict.exact else str(verdict)
         lines.append(line)
     return pd.DataFrame(lines)
 

@@ -1,0 +1,60 @@
+"""Carrying an optimizer over to a pruned network."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlprune.errors import UserError
+from rlprune.graph.channel_graph import ChannelGraph, Keep
+from rlprune.graph.surgery import Slices
+
+
+def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, pruned: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
+    """Let an optimizer of `model` go on with `pruned`, which is `prune(model, graph, keep)`.
+
+    Every parameter is exchanged for its pruned self, in its own parameter group; what the optimizer keeps for it (momentum, Adam's
+    moments) is cut down alike. Step counts, learning rates and schedulers stay. Nothing of the old network is left in it.
+
+    Args:
+        optimizer: any torch optimizer whose state lies along its parameters; changed in place.
+        model: the network before pruning.
+        pruned: the network after it.
+        graph: the channel graph of `model`.
+        keep: the plan.
+
+    Raises:
+        UserError: the optimizer holds parameters of another network, or state that no parameter's shape explains; it is unchanged then.
+    """
+    slices = Slices(graph, keep)
+    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    heirs = dict(pruned.named_parameters())
+    held = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    strangers = [tensor for tensor in held if id(tensor) not in names]
+    if strangers:
+        shape = tuple(strangers[0].shape)
+        raise UserError(
+            f"optimizer: {len(strangers)} of its parameters are not the network's (the first has shape {shape}); rebind it once a prune"
+        )
+    state: dict[Tensor, Any] = {}
+    for tensor in held:
+        if tensor in optimizer.state:
+            name = names[id(tensor)]
+            kept = optimizer.state[tensor]
+            state[heirs[name]] = {key: _cut(slices, name, key, value, tensor, type(optimizer).__name__) for key, value in kept.items()}
+    for group in optimizer.param_groups:
+        group["params"] = [heirs[names[id(tensor)]] for tensor in group["params"]]
+    optimizer.state.clear()
+    optimizer.state.update(state)
+
+
+def _cut(slices: Slices, name: str, key: str, value: Any, parameter: Tensor, kind: str) -> Any:
+    """One entry of a parameter's state."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or name not in slices.dims:
+        return value
+    fits = value.ndim == parameter.ndim and all(a in (1, b) for a, b in zip(value.shape, parameter.shape, strict=True))
+    if not fits:
+        raise UserError(
+            f"optimizer: {kind} keeps {key!r} of shape {tuple(value.shape)} for {name}, which cannot be cut; make a new optimizer"
+        )
+    return slices.cut(name, value, match=False)
