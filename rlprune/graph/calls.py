@@ -1,7 +1,7 @@
 """The torch calls of a forward pass: what they are named, where they stand, and how one is found again in another pass."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,12 +40,23 @@ def operation_name(function: Callable[..., Any]) -> tuple[str, bool]:
     return name.rstrip("_"), name.endswith("_")
 
 
+def named_tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, Tensor]]:
+    """Parameters and behind them buffers, each once, by the first name it has; one walk over the modules of a network."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for kind in ("_parameters", "_buffers"):
+        for name, module in modules.items():
+            for key, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in found:
+                    found[id(tensor)] = (f"{name}.{key}" if name else key, tensor)
+    return list(found.values())
+
+
 class Whereabouts:
     """Names of a network's tensors and modules, and the place of a running call among them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
-        self.names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
+        self.names = {id(tensor): name for name, tensor in named_tensors(self.modules)}
         self.paths = {id(module): name for name, module in self.modules.items()}
         self._seen: dict[tuple[str, str], int] = {}
 

@@ -185,21 +185,26 @@ class ChannelGraph:
                 continue
             removed = np.ones(group.num_units, dtype=bool)
             removed[units] = False
+            shared: dict[tuple[int, int], np.ndarray] = {}  # a layer's weight, bias and norm lose the same entries
             for member in group.members:
                 slot = (member.tensor, member.dim)
-                mask = gone.get(slot)
+                size = self.size(*slot)
+                mask = shared.get((id(member.units), size))
                 if mask is None:
-                    mask = gone[slot] = np.zeros(self.size(*slot), dtype=bool)
-                mask[member.units[removed].ravel()] = True
+                    mask = shared[id(member.units), size] = np.zeros(size, dtype=bool)
+                    mask[member.units[removed].ravel()] = True
+                gone[slot] = gone[slot] | mask if slot in gone else mask
         return gone
 
     @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.cost.names)}
+    def known_shapes(self) -> dict[str, list[int]]:
+        """Sizes of every parameter and buffer, filled up with 1."""
+        sizes = np.stack(self.cost.sizes, axis=1).astype(int).tolist() if self.cost.names else []
+        return dict(zip(self.cost.names, sizes, strict=False))
 
     def size(self, tensor: str, dim: int) -> int:
         """Size of one dimension of a parameter or buffer."""
-        return int(self.cost.sizes[dim][self._rows[tensor]])
+        return self.known_shapes[tensor][dim]
 
     def removed_from(self, keep: Keep, owners: ZeroPoint | IndexBuffer) -> np.ndarray:
         """Which entries of an axis go, shape (size of the axis,)."""

@@ -69,6 +69,7 @@ class Recorder(TorchFunctionMode):
         self.uses: dict[str, float] = {}
         self.products: list[Product] = []
         self.fixed_macs = 0.0
+        self.overwritten: list[tuple[Tensor, Tensor]] = []  # tensors with values, and what they held before
         self.written: dict[int, int] = {}  # tensors that calls in place wrote to, by id: their version then
         self.flops = 0  # of the last call that torch's counter looked at
         self.barriers: dict[str, str] = {}
@@ -98,7 +99,11 @@ class Recorder(TorchFunctionMode):
         written = args[0] if in_place and args and isinstance(args[0], Tensor) else None
         if written is not None:
             self.channels(written)  # says so if it had been written to before
-        result = self._execute(name, in_place, func, args, kwargs, counted=rule is not None and name not in rules.OPAQUE)
+            if self.symbolic and not written.is_meta:
+                self.overwritten.append((written, written.detach().clone()))
+        sized = sizes_in(args) + sizes_in(kwargs) if kwargs else sizes_in(args)
+        opaque = rule is None or name in rules.OPAQUE
+        result = self._execute(name, in_place, func, args, kwargs, sized=bool(sized), opaque=opaque)
         note = None if written is None else self.note(written)
         if written is not None and note is not None:
             self.written[id(_base(written))] = written._version
@@ -109,23 +114,23 @@ class Recorder(TorchFunctionMode):
         if rule is None:
             self.barrier(call, f"no channel rule for {call.label}")
         elif isinstance(result, Tensor) or name in rules.WITHOUT_RESULT or call.outputs:
-            if name not in rules.SIZED:
-                for size in sizes_in((args, kwargs)):
+            if sized and name not in rules.SIZED:
+                for size in sized:
                     size.escape(f"their number enters {call.label}")
             rule(self, call)
         else:
             self.barrier(call, f"{call.label} takes values out of the network")
         return result
 
-    def _execute(self, name: str, in_place: bool, func: Any, args: Any, kwargs: Any, *, counted: bool) -> Any:
+    def _execute(self, name: str, in_place: bool, func: Any, args: Any, kwargs: Any, *, sized: bool, opaque: bool) -> Any:
         if self.symbolic:
             result = shapes.output(name, in_place, args, kwargs)
             if result is not None:
                 return result
-            args, kwargs = self._without_values(name, in_place, args, kwargs)
-        if sizes_in((args, kwargs)):
+            args, kwargs = self._without_values(name, in_place, args, kwargs, sized=sized)
+        if sized:
             args, kwargs = plain(args), plain(kwargs)
-        if counted:
+        if not opaque:
             return func(*args, **kwargs)
         with FlopCounterMode(display=False) as counter:
             result = func(*args, **kwargs)
@@ -133,9 +138,9 @@ class Recorder(TorchFunctionMode):
         self.fixed_macs += self.flops / 2 / self.batch_size
         return result
 
-    def _without_values(self, name: str, in_place: bool, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _without_values(self, name: str, in_place: bool, args: Any, kwargs: Any, *, sized: bool) -> tuple[Any, Any]:
         """Arguments on the meta device, if one of them is there."""
-        if name in shapes.CREATIONS and sizes_in((args, kwargs)):
+        if name in shapes.CREATIONS and sized:
             return args, {**kwargs, "device": "meta"}
         tensors = list(tensors_in((args, kwargs)))
         if not any(tensor.is_meta for tensor in tensors) or all(tensor.is_meta for tensor in tensors):
@@ -176,6 +181,16 @@ class Recorder(TorchFunctionMode):
             position = kwargs.get("dim", args[1] if len(args) > 1 else 0)
             return Size.of(result, self.space, labels) if position % args[0].ndim == axis else result
         return torch.Size([*result[:axis], Size.of(result[axis], self.space, labels), *result[axis + 1 :]])
+
+    @contextmanager
+    def undoing_writes(self) -> Iterator[None]:
+        """Give tensors with values, such as a buffer that counts calls, the values that they had before a trace without values."""
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, values in reversed(self.overwritten):
+                    tensor.copy_(values)
 
     @contextmanager
     def beside_scripts(self, scripted: bool) -> Iterator[None]:

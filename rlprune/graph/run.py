@@ -65,7 +65,9 @@ def _failing_module(model: nn.Module, error: BaseException) -> str:
     return f", in {found}" if found else ""
 
 
-_ATOMS = (int, float, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device)
+_ATOMS = frozenset(
+    {int, float, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device}
+)
 
 
 def copy_module(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -77,17 +79,19 @@ def copy_module(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
         UserError: the module holds something that cannot be copied.
     """
     try:
-        return _copy(model, {} if memo is None else memo)
+        return _copy(model, {} if memo is None else memo, {})
     except Exception as error:
         raise UserError(f"{type(model).__name__}: cannot be copied ({error}); drop what it keeps besides modules and parameters") from error
 
 
-def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copy(module: nn.Module, memo: dict[int, Any], plain: dict[type, bool]) -> nn.Module:
     known: nn.Module | None = memo.get(id(module))
     if known is not None:
         return known
     kind = type(module)
-    if not _plain(kind):
+    if kind not in plain:
+        plain[kind] = _plain(kind)
+    if not plain[kind]:
         return copy.deepcopy(module, memo)
     result = kind.__new__(kind)
     memo[id(module)] = result
@@ -95,12 +99,14 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for name, value in module.__dict__.items():
         if type(value) in _ATOMS:
             state[name] = value
-        elif name == "_modules":
-            state[name] = type(value)((key, None if child is None else _copy(child, memo)) for key, child in value.items())
-        elif name in ("_parameters", "_buffers"):
-            state[name] = type(value)((key, memo.get(id(t)) if id(t) in memo else copy.deepcopy(t, memo)) for key, t in value.items())
+        elif name == "_compiled_call_impl":
+            continue
         elif type(value) in (dict, OrderedDict, set, list) and not value:
             state[name] = type(value)()
+        elif name == "_modules":
+            state[name] = type(value)((key, None if child is None else _copy(child, memo, plain)) for key, child in value.items())
+        elif name in ("_parameters", "_buffers"):
+            state[name] = type(value)((key, memo.get(id(t)) if id(t) in memo else copy.deepcopy(t, memo)) for key, t in value.items())
         elif type(value) is tuple and all(type(item) in _ATOMS for item in value):
             state[name] = value
         else:
@@ -112,7 +118,7 @@ def _plain(kind: type[nn.Module]) -> bool:
     """Whether a class is copied by copying what its instances hold."""
     own = any(hasattr(kind, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"))
     reduces = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__
-    getstate = getattr(kind, "__getstate__", None) is not getattr(object, "__getstate__", None)
+    getstate = getattr(kind, "__getstate__", None) is not getattr(nn.Module, "__getstate__", None)
     slots = any(getattr(base, "__slots__", ()) for base in kind.__mro__)
     # Those of torch's own layers only fill in what checkpoints of old versions lack.
     setstate = kind.__setstate__ is not nn.Module.__setstate__ and not kind.__setstate__.__module__.startswith("torch.nn.modules.")
@@ -120,16 +126,17 @@ def _plain(kind: type[nn.Module]) -> bool:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, *, restore_buffers: bool = True) -> Iterator[None]:
     """Eval mode inside; afterwards every module's own mode and attributes, and every buffer's values."""
-    states = [(module, dict(module.__dict__)) for module in model.modules()]
+    states = [(module, module.__dict__.copy()) for module in model.modules()]
     held = [
         (holder, dict(holder))
         for module, _ in states
         for holder in (module._parameters, module._buffers, module._modules)
         if type(holder) in (dict, OrderedDict)
     ]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    every = (buffer for module, _ in states for buffer in module._buffers.values() if buffer is not None)
+    buffers = [(buffer, buffer.detach().clone()) for buffer in every] if restore_buffers else []
     if any(type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval for module, _ in states):
         model.eval()  # somebody does more than set a flag
     else:
@@ -150,6 +157,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _restore(now: dict[str, Any], then: dict[str, Any]) -> None:
     """Put a dict back as it was; objects are compared by identity."""
-    if len(now) != len(then) or any(now.get(key) is not value for key, value in then.items()):
-        now.clear()
-        now.update(then)
+    if len(now) == len(then):
+        for key, value in then.items():
+            if now.get(key) is not value:
+                break
+        else:
+            return
+    now.clear()
+    now.update(then)

@@ -248,7 +248,14 @@ def sizes_in(value: Any) -> list[Size]:
     if isinstance(value, Size):
         return [value]
     if isinstance(value, list | tuple):
-        return [size for item in value for size in sizes_in(item)]
+        found: list[Size] = []
+        for item in value:
+            kind = type(item)
+            if kind is Size:
+                found.append(item)
+            elif kind is not int and (kind is tuple or kind is list or isinstance(item, list | tuple | slice | dict)):
+                found += sizes_in(item)
+        return found
     if isinstance(value, slice):
         return sizes_in((value.start, value.stop, value.step))
     if isinstance(value, dict):

@@ -1,5 +1,6 @@
 """Removing and zeroing channels."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.errors import UserError
+from rlprune.graph.calls import named_tensors
 from rlprune.graph.channel_graph import ChannelGraph, Keep, width_after
 from rlprune.graph.run import copy_module
 
@@ -24,10 +26,11 @@ def prune(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     Raises:
         UserError: an unknown group, or a list that is empty, out of range or has duplicates.
     """
-    _require_match(model, graph)
+    tensors = named_tensors(dict(model.named_modules()))
+    _require_match(tensors, graph)
     slices = Slices(graph, keep)
     memo: dict[int, Any] = {}
-    for name, tensor in _named_tensors(model):
+    for name, tensor in tensors:
         result = slices.cut(name, tensor.detach())
         if result.data_ptr() == tensor.data_ptr():
             result = result.clone()
@@ -43,9 +46,9 @@ def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     Raises:
         UserError: an unknown group, or a list that is empty, out of range or has duplicates.
     """
-    _require_match(model, graph)
     masked = copy_module(model)
-    tensors = dict(_named_tensors(masked))
+    tensors = dict(named_tensors(dict(masked.named_modules())))
+    _require_match(list(tensors.items()), graph)
     roles = {(member.tensor, member.dim): member.role for group in graph.groups for member in group.members}
     with torch.no_grad():
         for (name, dim), gone in graph.removed_entries(keep).items():
@@ -59,17 +62,18 @@ class Slices:
 
     def __init__(self, graph: ChannelGraph, keep: Keep) -> None:
         self.dims: dict[str, list[tuple[int, Tensor]]] = {}
-        positions: dict[bytes, Tensor] = {}
-        for (name, dim), removed in graph.removed_entries(keep).items():
-            key = removed.tobytes()
-            if key not in positions:  # a layer's weight, bias and norm all keep the same entries
-                positions[key] = torch.from_numpy(np.flatnonzero(~removed))
-            self.dims.setdefault(name, []).append((dim, positions[key]))
+        self._scratch: Tensor | None = None  # for what lies between two cuts: fresh memory costs more than the copy itself
+        positions: dict[int, Tensor] = {}
+        gone = graph.removed_entries(keep)  # where the same entries go, by the same mask
+        for (name, dim), removed in gone.items():
+            if id(removed) not in positions:
+                positions[id(removed)] = torch.from_numpy(np.flatnonzero(~removed))
+            self.dims.setdefault(name, []).append((dim, positions[id(removed)]))
         self.renumbered = {}
         for buffer in graph.indices:
-            gone = graph.removed_from(keep, buffer)
-            if gone.any():
-                self.renumbered[buffer.tensor] = torch.from_numpy(np.cumsum(~gone) - 1)
+            removed = graph.removed_from(keep, buffer)
+            if removed.any():
+                self.renumbered[buffer.tensor] = torch.from_numpy(np.cumsum(~removed) - 1)
 
     def cut(self, name: str, tensor: Tensor, *, match: bool = True) -> Tensor:
         """The kept entries of a tensor by this name; itself if all are kept.
@@ -77,15 +81,26 @@ class Slices:
         `match=False`: of a tensor that belongs to it, such as an optimizer's state, which may have dimensions of size one.
         """
         result = tensor
-        for dim, kept in sorted(self.dims.get(name, []), key=lambda item: len(item[1]) / max(1, tensor.shape[item[0]])):
-            if match or tensor.shape[dim] > 1:
-                result = result.index_select(dim, kept.to(tensor.device))
+        if name not in self.dims and name not in self.renumbered:
+            return tensor
+        dims = [(dim, kept.to(tensor.device)) for dim, kept in self.dims.get(name, ()) if match or tensor.shape[dim] > 1]
+        if len(dims) == 2 and tensor.is_contiguous() and tensor.device.type == "cpu" and tensor.numel() > 1024:
+            result, dims = self._first_cut(tensor, *min(dims, key=lambda item: item[0])), [max(dims, key=lambda item: item[0])]
+        for dim, kept in dims:
+            result = result.index_select(dim, kept)
         if name in self.renumbered and match:
             numbers = self.renumbered[name].to(tensor.device)
             result = numbers[result.long()].to(tensor.dtype)
         if tensor.ndim == 4 and result is not tensor and _channels_last(tensor):
             result = result.contiguous(memory_format=torch.channels_last)
         return result
+
+    def _first_cut(self, tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
+        shape = (*tensor.shape[:dim], len(kept), *tensor.shape[dim + 1 :])
+        numel = math.prod(shape)
+        if self._scratch is None or self._scratch.numel() < numel or self._scratch.dtype != tensor.dtype:
+            self._scratch = torch.empty(numel, dtype=tensor.dtype)
+        return torch.index_select(tensor, dim, kept, out=self._scratch[:numel].view(shape))
 
 
 def _channels_last(tensor: Tensor) -> bool:
@@ -99,15 +114,14 @@ class Slicer:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
-        _require_match(model, graph)
-        self._source, self._graph = model, graph
-        memo: dict[int, Any] = {id(tensor): tensor for _, tensor in _named_tensors(model)}
+        self._graph, self._tensors = graph, named_tensors(dict(model.named_modules()))
+        _require_match(self._tensors, graph)
+        memo: dict[int, Any] = {id(tensor): tensor for _, tensor in self._tensors}
         self._skeleton = copy_module(model, memo).eval()
-        owners = dict(self._skeleton.named_modules())
         # Every place that holds a tensor, so that shared weights are exchanged in all of them.
-        name_of = {id(tensor): name for name, tensor in _named_tensors(model)}
+        name_of = {id(tensor): name for name, tensor in self._tensors}
         self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
-        for module in owners.values():
+        for module in self._skeleton.modules():
             for holder in (module._parameters, module._buffers):
                 for key, tensor in holder.items():
                     if tensor is not None and id(tensor) in name_of:  # compiled modules hand out new objects
@@ -116,7 +130,7 @@ class Slicer:
     def __call__(self, keep: Keep) -> nn.Module:
         """The network with only the kept units, in eval mode, for inference alone."""
         slices = Slices(self._graph, keep)
-        for name, tensor in _named_tensors(self._source):
+        for name, tensor in self._tensors:
             result = slices.cut(name, tensor.detach())
             for holder, key in self._places.get(name, []):
                 holder[key] = nn.Parameter(result, requires_grad=False) if isinstance(tensor, nn.Parameter) else result
@@ -124,15 +138,10 @@ class Slicer:
         return self._skeleton
 
 
-def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _require_match(model: nn.Module, graph: ChannelGraph) -> None:
+def _require_match(tensors: list[tuple[str, Tensor]], graph: ChannelGraph) -> None:
     """A graph fits the network it was traced on, and those of the same shapes."""
-    shapes = {name: tensor.shape for name, tensor in _named_tensors(model)}
-    sizes = np.stack(graph.cost.sizes, axis=1).astype(int).tolist() if graph.cost.sizes else []
-    for name, expected in zip(graph.cost.names, sizes, strict=False):
+    shapes = {name: tensor.shape for name, tensor in tensors}
+    for name, expected in graph.known_shapes.items():
         shape = shapes.get(name)
         if shape is None or list(shape) != expected[: len(shape)]:
             raise UserError(f"{name}: is not as the graph knows it; trace this network again, or use graph.after(keep) for a pruned one")
@@ -142,15 +151,18 @@ def _patch(model: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
     """Make the sizes that modules keep as attributes agree with their weights; what a module says now is not trusted."""
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        weight = getattr(module, "weight", None) if isinstance(module, _PATCHED) else None
+        if not isinstance(module, _PATCHED):
+            continue
+        state = module.__dict__  # nn.Module.__setattr__ is slow, and these are plain numbers
+        weight = getattr(module, "weight", None)
         if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, Tensor):
             _patch_convolution(module, weight, graph, f"{name}.weight" if name else "weight")
         elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
-            module.out_features, module.in_features = weight.shape
+            state["out_features"], state["in_features"] = weight.shape
         elif isinstance(module, nn.modules.batchnorm._NormBase):
             vector = next((v for v in (weight, module.running_mean) if v is not None), None)
             if vector is not None:
-                module.num_features = len(vector)
+                state["num_features"] = vector.shape[0]
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.numel()
         elif isinstance(module, nn.Embedding) and isinstance(weight, Tensor):
@@ -167,11 +179,11 @@ _PATCHED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, 
 
 def _patch_convolution(module: nn.modules.conv._ConvNd, weight: Tensor, graph: ChannelGraph, name: str) -> None:
     first, second = weight.shape[:2]
+    state = module.__dict__
     if name in graph.grouped:
         out_width, in_width = graph.grouped[name]
-        module.groups = first // (in_width if module.transposed else out_width)
-        module.out_channels, module.in_channels = module.groups * out_width, module.groups * in_width
-    elif module.transposed:
-        module.in_channels, module.out_channels = first, second * module.groups
+        groups = first // (in_width if module.transposed else out_width)
+        state["groups"], state["out_channels"], state["in_channels"] = groups, groups * out_width, groups * in_width
     else:
-        module.out_channels, module.in_channels = first, second * module.groups
+        widths = (second * module.groups, first) if module.transposed else (first, second * module.groups)
+        state["out_channels"], state["in_channels"] = widths

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rlprune.cost import CostModel
 from rlprune.errors import UserError
+from rlprune.graph.calls import named_tensors
 from rlprune.graph.channel_graph import ChannelGraph, Frozen, Group, IndexBuffer, Member, Width, ZeroPoint
 from rlprune.graph.grouping import Grouping, group_labels
 from rlprune.graph.labels import Labels, Slot, layer_of, tensors_in
@@ -50,7 +51,7 @@ def trace(
         _run(model, copy_inputs(example_inputs), recorder, scripted=scripted)
     recorder.space.open = False
     _apply_ignore(recorder, ignore)
-    graph = _build(model, recorder)
+    graph = _build(recorder)
     return freeze_failures(model, graph, example_inputs) if prove or (prove is None and graph.doubts) else graph
 
 
@@ -74,7 +75,8 @@ def _record_symbolic(model: nn.Module, example_inputs: Any, first: Tensor, time_
 def _run(model: nn.Module, inputs: Any, recorder: Recorder, *, scripted: bool) -> None:
     for tensor in tensors_in(inputs):
         recorder.set(tensor, None, "the model's input")
-    with evaluating(model), torch.no_grad(), recorder.beside_scripts(scripted):
+    restored = evaluating(model, restore_buffers=not recorder.symbolic)
+    with restored, torch.no_grad(), recorder.beside_scripts(scripted), recorder.undoing_writes():
         _tag_attributes(model, recorder)
         if recorder.symbolic:
             with recorder:
@@ -135,7 +137,7 @@ def _apply_ignore(recorder: Recorder, ignore: Iterable[str]) -> None:
                 recorder.space.pin(labels, "left alone as asked (ignore)")
 
 
-def _build(model: nn.Module, recorder: Recorder) -> ChannelGraph:
+def _build(recorder: Recorder) -> ChannelGraph:
     space = recorder.space
     position = {name: index for index, name in enumerate(recorder.order)}
     slots = {slot: labels for slot, labels in space.slots.items() if not isinstance(labels, str)}
@@ -149,11 +151,11 @@ def _build(model: nn.Module, recorder: Recorder) -> ChannelGraph:
             members[group].append(Member(slot[0], slot[1], units, space.roles[slot]))
     warnings = [f"{reason}; the channels that reach it are kept" for reason in dict.fromkeys(recorder.barriers.values())]
     warnings += [f"{label}: its MACs are not counted" for label in dict.fromkeys(recorder.uncounted)]
-    warnings += _unreached(model, recorder)
+    warnings += _unreached(recorder)
     return ChannelGraph(
         groups=tuple(Group(name, tuple(owned)) for name, owned in zip(found.names, members, strict=True)),
         frozen=_frozen(slots, produced, found) + tuple(Frozen(*lost) for lost in recorder.lost),
-        cost=_cost(model, recorder, found, members),
+        cost=_cost(recorder, found, members),
         zero_points=tuple(ZeroPoint(key, channels.axis, *found.owners(channels.labels)) for key, channels in recorder.zero_points),
         warnings=tuple(warnings),
         grouped=recorder.grouped,
@@ -171,8 +173,9 @@ def _widths(recorder: Recorder, found: Grouping) -> tuple[Width, ...]:
     return tuple({(width.module, width.attribute): width for width in widths}.values())
 
 
-def _cost(model: nn.Module, recorder: Recorder, found: Grouping, members: list[list[Member]]) -> CostModel:
-    shapes = {name: tuple(tensor.shape) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+def _cost(recorder: Recorder, found: Grouping, members: list[list[Member]]) -> CostModel:
+    tensors = named_tensors(recorder.modules)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
     rows = {name: row for row, name in enumerate(shapes)}
     taken = {}
     for group, owned in enumerate(members):
@@ -183,16 +186,16 @@ def _cost(model: nn.Module, recorder: Recorder, found: Grouping, members: list[l
             for group, units in [] if labels is None else found.entries(labels):
                 taken[row, dim, group] = units.shape[1]
     products = [(product.sizes, product.factor) for product in recorder.products]
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = {name for name, tensor in tensors if isinstance(tensor, nn.Parameter)}
     return CostModel.build(shapes, parameters, recorder.uses, products, taken, recorder.fixed_macs)
 
 
-def _unreached(model: nn.Module, recorder: Recorder) -> list[str]:
+def _unreached(recorder: Recorder) -> list[str]:
     """Layers that run only in training, if at all: their inputs are not followed."""
     known = {name for name, _ in recorder.space.slots} | set(recorder.uses)
     layers = [
         name
-        for name, module in model.named_modules()
+        for name, module in recorder.modules.items()
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name not in recorder.computed and f"{name}.weight" not in known
     ]
     layers = [
