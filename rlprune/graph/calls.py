@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str, int]
 """A call: operation, the weight it uses or else the module it stands in, and how often that pair came before."""
 
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, slice})
 _OPERATORS = ("add", "mul", "and", "or", "sub", "truediv", "floordiv", "pow", "matmul", "mod")
 
 
@@ -104,13 +105,11 @@ class Call:
     def tensors(self) -> list[Tensor]:
         """Tensors among the arguments, in order."""
         found = []
-        for value in self.args:
+        for value in (*self.args, *self.kwargs.values()) if self.kwargs else self.args:
             if isinstance(value, Tensor):
                 found.append(value)
-            elif not isinstance(value, int | float | str | None | torch.dtype):
+            elif type(value) not in _PLAIN:
                 found += tensors_in(value)
-        if self.kwargs:
-            found += tensors_in(self.kwargs)
         return found
 
     @property

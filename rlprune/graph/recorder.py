@@ -91,6 +91,7 @@ class Recorder(TorchFunctionMode):
         if known is None:
             known = self.operations[func] = operation_name(func)
         name, in_place = known
+        in_place = in_place or bool(kwargs.get("inplace"))
         if name in rules.NEUTRAL:
             return self._read(name, func, args, kwargs)
         if time.monotonic() > self.deadline:
@@ -101,7 +102,7 @@ class Recorder(TorchFunctionMode):
             self.channels(written)  # says so if it had been written to before
             if self.symbolic and not written.is_meta:
                 self.overwritten.append((written, written.detach().clone()))
-        sized = sizes_in(args) + sizes_in(kwargs) if kwargs else sizes_in(args)
+        sized = sizes_in(args) + sizes_in(list(kwargs.values())) if kwargs else sizes_in(args)
         opaque = rule is None or name in rules.OPAQUE
         result = self._execute(name, in_place, func, args, kwargs, sized=bool(sized), opaque=opaque)
         note = None if written is None else self.note(written)

@@ -30,7 +30,7 @@ def output(name: str, in_place: bool, args: tuple[Any, ...], kwargs: dict[str, A
     if name in _UNARY:
         if not _plain(first) or ("dtype" in kwargs) or (name == "softmax" and len(args) > 3):
             return None
-        return first if in_place or kwargs.get("inplace") else _like(first)
+        return first if in_place else _like(first)
     if name in _BINARY:
         return _binary(first, args, kwargs, in_place)
     function = _FUNCTIONS.get(name)

@@ -145,10 +145,8 @@ def main():
     for column, title in enumerate(("graph", "removal")):
         ratios = [ratios[column] for ratios in found if ratios[column] is not None]
         if ratios:
-            middle = statistics.median(ratios)
-            print(
-                f"{title}: median {middle:.1f}× faster, from {min(ratios):.1f}× to {max(ratios):.1f}×, {len(ratios)} of {len(found)} networks"
-            )
+            middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
+            print(f"{title}: median {middle:.1f}× faster, from {least:.1f}× to {most:.1f}×, {len(ratios)} of {len(found)} networks")
     if not options.networks:
         scaling(options.repeats)
         memory()
