@@ -111,9 +111,12 @@ def test_video_networks(name):
     assert {frozen.reason for frozen in graph.frozen} == {"model output"}
 
 
+TIMM = """resnet26d ecaresnet26t res2net50_26w_4s ghostnet_100 convmixer_768_32 mixer_s32_224 hrnet_w18_small dla34 repvgg_a0
+    deit_tiny_patch16_224 mobileone_s0 xception41""".split()
+
+
 @pytest.mark.zoo
-@pytest.mark.parametrize("name", ["resnet26d", "ecaresnet26t", "res2net50_26w_4s", "ghostnet_100", "convmixer_768_32", "mixer_s32_224", "hrnet_w18_small",
-                                  "dla34", "repvgg_a0", "deit_tiny_patch16_224", "mobileone_s0", "xception41"])  # fmt: skip
+@pytest.mark.parametrize("name", TIMM)
 def test_networks_of_timm(name):
     timm = pytest.importorskip("timm")
     with warnings.catch_warnings():

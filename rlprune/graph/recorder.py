@@ -178,6 +178,10 @@ class Recorder(TorchFunctionMode):
         axis, labels = channels.axis, channels.labels
         if name in ("numel", "nelement"):
             return Size.of(len(labels), self.space, labels) * (result // len(labels))
+        if name == "__len__":  # len() returns a plain number, whatever it is given
+            if axis == 0:
+                self.space.pin(labels, "their number is taken by len()")
+            return result
         if isinstance(result, int):
             position = kwargs.get("dim", args[1] if len(args) > 1 else 0)
             return Size.of(result, self.space, labels) if position % args[0].ndim == axis else result
