@@ -98,7 +98,14 @@ def test_rebinding_a_strangers_optimizer_is_refused_and_changes_nothing():
         rlprune.rebind(optimizer, network, pruned, graph, {"stem": [0]})
     assert [id(tensor) for tensor in optimizer.param_groups[0]["params"]] == before
     optimizer = torch.optim.LBFGS(network.parameters())
-    optimizer.step(lambda: network(EXAMPLE).square().sum())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = network(EXAMPLE).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
     with pytest.raises(UserError, match="LBFGS keeps"):
         rlprune.rebind(optimizer, network, pruned, graph, {"stem": [0]})
 

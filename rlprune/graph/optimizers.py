@@ -50,11 +50,9 @@ def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, pruned: nn.Module
 
 def _cut(slices: Slices, name: str, key: str, value: Any, parameter: Tensor, kind: str) -> Any:
     """One entry of a parameter's state."""
-    if not isinstance(value, Tensor) or value.ndim == 0 or name not in slices.dims:
+    if not isinstance(value, Tensor | list | tuple | dict) or (isinstance(value, Tensor) and value.numel() <= 1):
         return value
-    fits = value.ndim == parameter.ndim and all(a in (1, b) for a, b in zip(value.shape, parameter.shape, strict=True))
-    if not fits:
-        raise UserError(
-            f"optimizer: {kind} keeps {key!r} of shape {tuple(value.shape)} for {name}, which cannot be cut; make a new optimizer"
-        )
+    same = isinstance(value, Tensor) and value.ndim == parameter.ndim
+    if not same or not all(a in (1, b) for a, b in zip(value.shape, parameter.shape, strict=True)):
+        raise UserError(f"optimizer: {kind} keeps {key!r} for {name} in a form that cannot be cut with it; make a new optimizer")
     return slices.cut(name, value, match=False)
