@@ -9,7 +9,7 @@ from rlprune.config import PruneConfig
 @command("prune")
 def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Train or load, trace, search, prune, recover, test once, write."""
-    from rlprune.commands.setup import make_dense, make_network, make_recipe, make_setup, require
+    from rlprune.commands.setup import make_dense, make_network, make_recipe, make_setup, require, require_scores
     from rlprune.config import build
     from rlprune.results.record import Identity
     from rlprune.search.job import PruneJob
@@ -42,7 +42,9 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         identity=Identity("prune", run_dir, choices, config.seed),
         resume=config.resume is not None,
     )
-    job.check(make_network(config, setup))
+    network = make_network(config, setup)
+    require_scores(network, setup, choices)
+    job.check(network)
     with job.clock.phase("dense"):
         dense = make_dense(config, setup, choices)
     job.run(dense)

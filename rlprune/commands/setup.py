@@ -11,6 +11,7 @@ from torch import nn
 from rlprune.config import RunConfig, build, plain_settings
 from rlprune.data.base import Dataset, split
 from rlprune.errors import UserError
+from rlprune.graph.run import call_model, evaluating
 from rlprune.results.origin import Origin
 from rlprune.setup import Setup
 from rlprune.training.dense import Dense, dense_path, obtain_dense
@@ -64,6 +65,21 @@ def make_network(config: RunConfig, setup: Setup) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise UserError(f"model._target_={config.model['_target_']}: makes a {type(network).__name__}, not a torch.nn.Module")
     return network
+
+
+def require_scores(network: nn.Module, setup: Setup, choices: dict[str, str]) -> None:
+    """Refuse a network that does not return one score a class, before anything is trained.
+
+    Raises:
+        UserError: the network cannot run on the data set's images, or returns something else.
+    """
+    example = setup.example()
+    with evaluating(network), torch.no_grad():
+        scores = call_model(network.to(setup.execution.device), example)
+    wanted = (len(example), len(setup.origin.class_names))
+    found = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != wanted:
+        raise UserError(f"model={choices['model']}: returns {found}, not class scores of shape {wanted}; rlprune inspect takes any network")
 
 
 def make_recipe(config: Any, key: str) -> Recipe:

@@ -9,7 +9,7 @@ from rlprune.config import RunConfig
 @command("train")
 def main(config: RunConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Train anew, or from `checkpoint`, keep the weights, test once."""
-    from rlprune.commands.setup import make_dense, make_setup
+    from rlprune.commands.setup import make_dense, make_network, make_setup, require_scores
     from rlprune.graph import trace
     from rlprune.results.finish import Tested, finish
     from rlprune.results.record import Clock, Identity
@@ -17,6 +17,7 @@ def main(config: RunConfig, run_dir: Path, choices: dict[str, str]) -> None:
 
     clock = Clock()
     setup = make_setup(config, choices)
+    require_scores(make_network(config, setup), setup, choices)
     with clock.phase("dense"):
         dense = make_dense(config, setup, choices, train=True)
     evaluator = Evaluator(setup.splits.search, setup.splits.normalization, setup.execution)

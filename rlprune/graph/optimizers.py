@@ -52,7 +52,11 @@ def _cut(slices: Slices, name: str, key: str, value: Any, parameter: Tensor, kin
     """One entry of a parameter's state."""
     if not isinstance(value, Tensor | list | tuple | dict) or (isinstance(value, Tensor) and value.numel() <= 1):
         return value
-    same = isinstance(value, Tensor) and value.ndim == parameter.ndim
-    if not same or not all(a in (1, b) for a, b in zip(value.shape, parameter.shape, strict=True)):
+    if not isinstance(value, Tensor) or value.ndim != parameter.ndim or not _along(value, parameter):
         raise UserError(f"optimizer: {kind} keeps {key!r} for {name} in a form that cannot be cut with it; make a new optimizer")
     return slices.cut(name, value, match=False)
+
+
+def _along(value: Tensor, parameter: Tensor) -> bool:
+    """Whether every dimension is the parameter's, or of size one."""
+    return all(size in (1, own) for size, own in zip(value.shape, parameter.shape, strict=True))

@@ -33,12 +33,12 @@ def torchvision_network(*, name: str, in_channels: int, num_classes: int) -> nn.
         raise UserError(f"model.name={name}: torchvision has no such network; {known}")
     if in_channels != 3:
         raise UserError(f"model.name={name}: takes images of 3 channels, the data set has {in_channels}")
-    settings: dict[str, int | None] = {"num_classes": num_classes, "weights": None}
+    settings: dict[str, int | bool | None] = {"num_classes": num_classes, "weights": None}
     builder = torchvision.models.get_model_builder(name)
     if "weights_backbone" in inspect.signature(builder).parameters:
         settings["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        settings["init_weights"] = True  # which they warn about otherwise
+        settings |= {"init_weights": True, "aux_logits": False}  # heads that only run in training, and return more than scores
     network: nn.Module = builder(**settings)
     network.example_side = _side(name)  # type: ignore[assignment]
     return network
