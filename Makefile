@@ -11,7 +11,7 @@ prune: .venv/.run
 test: .venv/.dev lint
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-# Every published network: about an hour, and 20 GB of memory for the largest.
+# Every published network: some minutes, and 20 GB of memory for the largest.
 test-zoo: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[zoo]" || echo "timm cannot be installed: its networks are skipped"
 	$(BIN)/python -m pytest tests/test_zoo.py -m "zoo or not zoo" $(ARGS)

@@ -38,7 +38,7 @@ OUTPUTS = {"lraspp_mobilenet_v3_large": 2}
 
 
 def side(name):
-    return 224 if name.startswith(("maxvit", "swin", "vit")) and name != "vit_h_14" else 518 if name == "vit_h_14" else 96
+    return 224 if name.startswith(("maxvit", "swin", "vit")) else 96
 
 
 def check(network, example):

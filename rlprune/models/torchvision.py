@@ -40,7 +40,7 @@ def torchvision_network(*, name: str, in_channels: int, num_classes: int) -> nn.
     if name in ("googlenet", "inception_v3"):
         settings |= {"init_weights": True, "aux_logits": False}  # heads that only run in training, and return more than scores
     network: nn.Module = builder(**settings)
-    network.example_side = _side(name)  # type: ignore[assignment]
+    network.example_side = getattr(network, "image_size", None) or _side(name)  # type: ignore[assignment]
     return network
 
 
