@@ -168,8 +168,7 @@ class _Checker:
                 kept = max(1, round(share * group.num_units))
                 keep[group.name] = np.sort(generator.permutation(group.num_units)[:kept])
         try:
-            small = prune(self.model, self.graph, keep)
-            removed, found = self._pass(small, None)
+            removed, found = self._pass(prune(self.model, self.graph, keep), None)
             masked, wanted = self._pass(self.model, _Zeroing(self.model, self.graph, keep))
         except UserError as error:
             return dict.fromkeys(names, Verdict(float("inf"), float("inf"), str(error), self.tolerance))
