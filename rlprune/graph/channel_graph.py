@@ -152,7 +152,7 @@ class ChannelGraph:
             raise UserError(f"keep: is a {type(keep).__name__}; pass a dict, group name → list of kept unit indices")
         checked = {}
         for name, units in keep.items():
-            index = self._index.get(name)
+            index = self._index.get(name) if isinstance(name, str) else None
             if index is None:
                 frozen = next((f": its channels are kept ({f.reason})" for f in self.frozen if f.layer == name), "")
                 known = ", ".join(sorted(self._index)) or "none"

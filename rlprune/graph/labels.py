@@ -51,6 +51,8 @@ class LabelSpace:
     fits: list[tuple[Size, Labels, str]] = field(default_factory=list)  # sizes that code computes, and the axis they must follow
     escapes: list[tuple[Symbol, str]] = field(default_factory=list)  # sizes that became plain numbers
     ties: list[tuple[Symbol, Symbol]] = field(default_factory=list)  # sizes that code requires to be equal
+    keys: list[Symbol] = field(default_factory=list)  # sizes that code looks things up by
+    divisors: list[tuple[Size, int]] = field(default_factory=list)  # sizes that code requires to be divisible
     doubts: list[str] = field(default_factory=list)  # what only a proof on the network can settle
     open: bool = True
 
@@ -136,6 +138,15 @@ class LabelSpace:
                 self.escapes += [(first, "their number is compared in the code"), (second, "their number is compared in the code")]
             elif not np.array_equal(np.sort(classes[one]), np.sort(classes[other])):
                 self.unite(one, other)
+        # An axis that must be as long as another, and nothing else ties them: they go together.
+        for size, labels, _ in self.fits:
+            bare = size.bare
+            known = bare.labels if bare is not None else None
+            if bare is None or known is None or len(known) != len(labels):
+                continue
+            if not np.array_equal(np.sort(classes[known]), np.sort(classes[labels])):
+                self.ties.append((bare, Symbol(self, labels)))
+                self.unite(known, labels)
         changed, self.ties = bool(self.ties), []
         return self._classes() if changed else classes
 
@@ -164,6 +175,9 @@ class LabelSpace:
         for size, labels, reason in self.fits:
             _keep(first, _misfits(size, labels, components), len(texts))
             texts.append(f"{reason} computes a size that does not follow them")
+        for size, divisor in self.divisors:
+            _keep(first, _misfits(size, np.zeros(0, dtype=np.int64), components, divisor), len(texts))
+            texts.append(f"the code requires that {divisor} divides their number")
         return first, texts
 
 
@@ -172,14 +186,16 @@ def _keep(first: np.ndarray, classes: np.ndarray, reason: int) -> None:
     first[new] = reason
 
 
-def _misfits(size: Size, labels: Labels, components: np.ndarray) -> np.ndarray:
-    """Classes whose removal changes the computed size by another number than the axis."""
+def _misfits(size: Size, labels: Labels, components: np.ndarray, divisor: int = 0) -> np.ndarray:
+    """Classes whose removal changes the computed size by another number than the axis; `divisor`: or by no multiple of it."""
     terms = [(labels, -1.0)]
     terms += [(symbol.labels, float(factor)) for symbol, factor in size.symbols.items() if symbol.labels is not None]
     keys = np.concatenate([components[entries] for entries, _ in terms])
     weights = np.concatenate([np.full(len(entries), weight) for entries, weight in terms])
     classes, inverse = np.unique(keys, return_inverse=True)
-    balance = np.bincount(inverse.ravel(), weights=weights)
+    balance: np.ndarray = np.bincount(inverse.ravel(), weights=weights)
+    if divisor:
+        balance = balance - divisor * np.round(balance / divisor)
     return classes[np.abs(balance) > 1e-6]
 
 
@@ -188,17 +204,31 @@ def layer_of(tensor: str) -> str:
     return tensor.rpartition(".")[0] or tensor
 
 
-def tensors_in(value: object, depth: int = 0) -> Iterable[Tensor]:
-    """Every tensor in nested lists, tuples, dicts and plain objects, in order; objects that hold themselves end at 20 levels."""
+def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterable[Tensor]:
+    """Every tensor in nested lists, tuples, dicts and plain objects, in order; each object is entered once."""
     if isinstance(value, Tensor):
         yield value
-    elif depth > 20 or isinstance(value, str | bytes | int | float | type | torch.nn.Module):
         return
-    elif isinstance(value, Mapping):
-        yield from tensors_in(list(value.values()), depth)
+    if value is None or isinstance(value, str | bytes | int | float | type | torch.nn.Module | torch.dtype | torch.device | slice):
+        return
+    seen = {} if seen is None else seen
+    if id(value) in seen or len(seen) > 100_000:
+        return
+    seen[id(value)] = value
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item, seen)
     elif isinstance(value, Collection):
         for item in value:
-            yield from tensors_in(item, depth + 1)
-    else:
+            yield from tensors_in(item, seen)
+    elif not callable(value):
         slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if isinstance(name, str)]
-        yield from tensors_in([*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)], depth + 1)
+        for item in [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]:
+            yield from tensors_in(item, seen)
+
+
+def base_of(tensor: Tensor) -> Tensor:
+    """The tensor that a view looks into; `detach` and `data` are views too."""
+    base = tensor if tensor._base is None else tensor._base
+    origin = getattr(base, "_rlprune_origin", None)
+    return base if origin is None else base_of(origin)

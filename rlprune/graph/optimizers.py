@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rlprune.errors import UserError
 from rlprune.graph.channel_graph import ChannelGraph, Keep
+from rlprune.graph.labels import tensors_in
 from rlprune.graph.surgery import Slices
 
 
@@ -27,6 +28,10 @@ def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, pruned: nn.Module
         UserError: the optimizer holds parameters of another network, or state that no parameter's shape explains; it is unchanged then.
     """
     slices = Slices(graph, keep)
+    expected = graph.after(keep).known_shapes
+    for name, tensor in pruned.named_parameters():
+        if list(tensor.shape) != expected.get(name, [])[: tensor.ndim]:
+            raise UserError(f"{name}: is not what prune(model, graph, keep) makes of it; pass that network and the same keep")
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     heirs = dict(pruned.named_parameters())
     held = [tensor for group in optimizer.param_groups for tensor in group["params"]]
@@ -36,6 +41,9 @@ def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, pruned: nn.Module
         raise UserError(
             f"optimizer: {len(strangers)} of its parameters are not the network's (the first has shape {shape}); rebind it once a prune"
         )
+    inside = {key: value for key, value in vars(optimizer).items() if key not in ("param_groups", "state", "defaults")}
+    if any(id(tensor) in names for tensor in tensors_in(inside)):
+        raise UserError(f"optimizer: {type(optimizer).__name__} keeps parameters in places of its own; make a new optimizer")
     state: dict[Tensor, Any] = {}
     for tensor in held:
         if tensor in optimizer.state:

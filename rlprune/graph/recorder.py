@@ -1,6 +1,6 @@
 """Runs a network once and carries channel labels through every operation it performs."""
 
-import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -8,23 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlprune.errors import UserError
 from rlprune.graph import rules, shapes
-from rlprune.graph.calls import Call, Key, Whereabouts, operation_name
-from rlprune.graph.labels import Channels, Labels, LabelSpace, Slot, layer_of, tensors_in
-from rlprune.graph.run import map_tensors
+from rlprune.graph.calls import Call, Key, Whereabouts, named_tensors
+from rlprune.graph.labels import Channels, Labels, LabelSpace, Slot, base_of, layer_of, tensors_in
+from rlprune.graph.shapeless import Shapeless, constants
 from rlprune.graph.sizes import Size, plain, sizes_in
 
-
-class TimeLimitError(UserError):
-    """The trace took too long."""
-
-
-class NeedsValuesError(Exception):
-    """The values of a tensor decide where channels go: the network must run on real numbers."""
+Calls = list[tuple[str, tuple[Any, ...]]]
 
 
 class Note(NamedTuple):
@@ -44,7 +37,7 @@ class Product(NamedTuple):
     factor: float
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(Shapeless):
     """Intercepts every torch call of a forward pass, applies its channel rule, and keeps what was learned.
 
     `symbolic`: activations have shapes but no values (device meta) and no arithmetic is done, so that a trace costs about as little as
@@ -53,28 +46,30 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(self, model: nn.Module, batch_size: int, time_limit: float, device: torch.device, *, symbolic: bool) -> None:
-        super().__init__()
+        super().__init__(device, time_limit)
         self.space = LabelSpace()
         self.table = rules.table()
-        self.operations: dict[Any, tuple[str, bool]] = {}  # function → name
         self.places = Whereabouts(model)
         self.names, self.modules = self.places.names, self.places.modules
         self.where = self.places.where
         self.batch_size = max(1, batch_size)
-        self.device, self.symbolic = device, symbolic
-        self.deadline, self.time_limit = time.monotonic() + time_limit, time_limit
+        self.symbolic = symbolic
+        self.seen: Calls = []  # for rehearsals
+        self.failed = False  # a call raised, whatever the network's code did with the exception
         self.token = object()
-        self.meta: dict[int, Tensor] = {}  # stand-ins without values, by id of a parameter or buffer
         self.zero_points: list[tuple[Key, Channels]] = []
         self.uses: dict[str, float] = {}
         self.products: list[Product] = []
         self.fixed_macs = 0.0
-        self.overwritten: list[tuple[Tensor, Tensor]] = []  # tensors with values, and what they held before
+        self.spoiled: dict[int, weakref.ref[Tensor]] = {}  # tensors in which calls in place turned zero into something else
         self.written: dict[int, int] = {}  # tensors that calls in place wrote to, by id: their version then
         self.flops = 0  # of the last call that torch's counter looked at
         self.barriers: dict[str, str] = {}
         self.grouped: dict[str, tuple[int, int]] = {}  # weight → outputs and inputs of a group, where whole groups go
         self.widths: list[tuple[str, str, Labels]] = []  # (module, attribute, what it counts), where no weight tells it
+        self.whole_numbers = {id(t) for n, t in named_tensors(self.modules) if t.ndim and not t.is_floating_point() and not t.is_complex()}
+        self.readers: dict[str, int] = {}  # buffer of whole numbers → calls that used it
+        self.pickers: dict[str, int] = {}  # buffer of whole numbers → calls that picked channels by it
         self.indices: dict[str, Labels] = {}  # buffer of channel indices → labels of what it selects from
         self.views: dict[int, tuple[Tensor, str, tuple[int, ...]]] = {}  # transposed parameters: tensor, name, dimension of every axis
         self.lost: list[tuple[str, str, int]] = []  # layers without a rule: (name, reason, channels)
@@ -87,48 +82,66 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call, then its rule."""
         kwargs = kwargs or {}
-        known = self.operations.get(func)
-        if known is None:
-            known = self.operations[func] = operation_name(func)
-        name, in_place = known
-        in_place = in_place or bool(kwargs.get("inplace"))
+        if not args and "input" in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
+        name, in_place = self.operation(func, kwargs)
         if name in rules.NEUTRAL:
             return self._read(name, func, args, kwargs)
-        if time.monotonic() > self.deadline:
-            raise TimeLimitError(f"tracing took more than {self.time_limit:g} s; use a smaller example input")
-        rule = None if kwargs.get("out") is not None else self.table.get(name)
+        self.check_time()
+        if self.symbolic:
+            self.seen.append((name, constants((*args, *kwargs.values()) if kwargs else args)))
         written = args[0] if in_place and args and isinstance(args[0], Tensor) else None
         if written is not None:
             self.channels(written)  # says so if it had been written to before
-            if self.symbolic and not written.is_meta:
-                self.overwritten.append((written, written.detach().clone()))
+            if self.symbolic:
+                self.remember(written)
         sized = sizes_in(args) + sizes_in(list(kwargs.values())) if kwargs else sizes_in(args)
-        opaque = rule is None or name in rules.OPAQUE
-        result = self._execute(name, in_place, func, args, kwargs, sized=bool(sized), opaque=opaque)
+        rule = None if kwargs.get("out") is not None else self.table.get(name)
+        try:
+            result = self._execute(name, in_place, func, args, kwargs, sized=bool(sized), opaque=rule is None or name in rules.OPAQUE)
+        except Exception:
+            self.failed = True
+            raise
         note = None if written is None else self.note(written)
         if written is not None and note is not None:
-            self.written[id(_base(written))] = written._version
-            written._rlprune_note = note._replace(version=written._version)  # type: ignore[attr-defined]
+            self.written[id(base_of(written))] = version_of(written)
+            written._rlprune_note = note._replace(version=version_of(written))  # type: ignore[attr-defined]
         call = Call(self, name, in_place, func, tuple(args), kwargs, result)
         if name in rules.MAY_ZERO:
             call.key = self.places.key(name, call.args, kwargs)
+        if self.whole_numbers:
+            for tensor in call.tensors:
+                if id(tensor) in self.whole_numbers:
+                    self.readers[self.names[id(tensor)]] = self.readers.get(self.names[id(tensor)], 0) + 1
+        self._apply(rule, call, sized)
+        if written is not None and name in rules.SPOILING:
+            self.spoiled[id(base_of(written))] = weakref.ref(base_of(written))
+        return result
+
+    def _apply(self, rule: rules.Rule | None, call: Call, sized: list[Size]) -> None:
         if rule is None:
             self.barrier(call, f"no channel rule for {call.label}")
-        elif isinstance(result, Tensor) or name in rules.WITHOUT_RESULT or call.outputs:
-            if sized and name not in rules.SIZED:
+        elif not (isinstance(call.result, Tensor) or call.name in rules.WITHOUT_RESULT or call.outputs):
+            self.barrier(call, f"{call.label} takes values out of the network")
+        else:
+            if sized and call.name not in rules.SIZED:
                 for size in sized:
                     size.escape(f"their number enters {call.label}")
-            rule(self, call)
-        else:
-            self.barrier(call, f"{call.label} takes values out of the network")
-        return result
+            try:
+                rule(self, call)
+            except Exception as error:  # a way of calling that the rule does not foresee: as if there were none
+                if isinstance(error, UserError):
+                    raise
+                self.space.doubts.append(f"the rule for {call.name} failed ({type(error).__name__})")
+                self.barrier(call, f"no channel rule for this use of {call.label}")
 
     def _execute(self, name: str, in_place: bool, func: Any, args: Any, kwargs: Any, *, sized: bool, opaque: bool) -> Any:
         if self.symbolic:
             result = shapes.output(name, in_place, args, kwargs)
             if result is not None:
                 return result
-            args, kwargs = self._without_values(name, in_place, args, kwargs, sized=sized)
+            args, kwargs = self.without_values(name, in_place, args, kwargs, sized=sized)
         if sized:
             args, kwargs = plain(args), plain(kwargs)
         if not opaque:
@@ -139,43 +152,38 @@ class Recorder(TorchFunctionMode):
         self.fixed_macs += self.flops / 2 / self.batch_size
         return result
 
-    def _without_values(self, name: str, in_place: bool, args: Any, kwargs: Any, *, sized: bool) -> tuple[Any, Any]:
-        """Arguments on the meta device, if one of them is there."""
-        if name in shapes.CREATIONS and sized:
-            return args, {**kwargs, "device": "meta"}
-        tensors = list(tensors_in((args, kwargs)))
-        if not any(tensor.is_meta for tensor in tensors) or all(tensor.is_meta for tensor in tensors):
-            return args, kwargs
-        if in_place and not args[0].is_meta:
-            raise NeedsValuesError(f"{name} writes into a tensor with values")
-        return map_tensors((args, kwargs), self._stand_in)
-
-    def _stand_in(self, tensor: Tensor) -> Tensor:
-        if tensor.is_meta:
-            return tensor
-        if id(tensor) not in self.names:
-            return tensor.to("meta")
-        if id(tensor) not in self.meta:
-            self.meta[id(tensor)] = tensor.detach().to("meta")
-        return self.meta[id(tensor)]
-
     def _read(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """A property: sizes of labelled axes remember what they count; where a stand-in stands is not told."""
-        if name in ("shape", "size", "__len__", "numel", "nelement"):
+        source = args[0] if args and isinstance(args[0], Tensor) else None
+        if name in ("shape", "size", "__len__", "numel", "nelement", "stride") and source is not None:
             result = func(*plain(args), **plain(kwargs))
-            channels = self.channels(args[0]) if isinstance(args[0], Tensor) else None
+            if id(source) in self.names:
+                return self._sized_parameter(name, args, kwargs, result)
+            channels = self.channels(source)
             return result if channels is None else self._sized(name, args, kwargs, result, channels)
-        if self.symbolic and isinstance(args[0] if args else None, Tensor) and args[0].is_meta:
-            if name == "device":
-                return self.device
-            if name in ("is_cuda", "is_cpu", "is_mps", "is_xpu"):
-                return self.device.type == name[3:]
-            if name in ("is_meta", "get_device"):
-                return False if name == "is_meta" else self.device.index if self.device.type == "cuda" else -1
-        return func(*plain(args), **plain(kwargs))
+        known = self.place(name) if self.symbolic and source is not None and source.is_meta else None
+        return func(*plain(args), **plain(kwargs)) if known is None else known
+
+    def _sized_parameter(self, name: str, args: Any, kwargs: Any, result: Any) -> Any:
+        """The sizes of a parameter or buffer are those of what its slots will turn out to carry."""
+        source = args[0]
+        sizes = [Size.of(size, self.space, slot=(self.names[id(source)], dim)) for dim, size in enumerate(source.shape)]
+        if name in ("shape", "size"):
+            if isinstance(result, int):
+                return sizes[kwargs.get("dim", args[1] if len(args) > 1 else 0)]
+            return torch.Size(sizes)
+        if name == "stride" and source.ndim < 2:
+            return result
+        for size in sizes[:1] if name == "__len__" else sizes:
+            size.escape(f"the code counts the entries of {self.names[id(source)]}")
+        return result
 
     def _sized(self, name: str, args: Any, kwargs: Any, result: Any, channels: Channels) -> Any:
         axis, labels = channels.axis, channels.labels
+        if name == "stride":
+            if axis > 0:
+                self.space.pin(labels, "their number is taken by stride()")
+            return result
         if name in ("numel", "nelement"):
             return Size.of(len(labels), self.space, labels) * (result // len(labels))
         if name == "__len__":  # len() returns a plain number, whatever it is given
@@ -186,16 +194,6 @@ class Recorder(TorchFunctionMode):
             position = kwargs.get("dim", args[1] if len(args) > 1 else 0)
             return Size.of(result, self.space, labels) if position % args[0].ndim == axis else result
         return torch.Size([*result[:axis], Size.of(result[axis], self.space, labels), *result[axis + 1 :]])
-
-    @contextmanager
-    def undoing_writes(self) -> Iterator[None]:
-        """Give tensors with values, such as a buffer that counts calls, the values that they had before a trace without values."""
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, values in reversed(self.overwritten):
-                    tensor.copy_(values)
 
     @contextmanager
     def beside_scripts(self, scripted: bool) -> Iterator[None]:
@@ -234,9 +232,11 @@ class Recorder(TorchFunctionMode):
         note = getattr(tensor, "_rlprune_note", None)
         if note is not None and note.token is self.token:
             found: Channels | None = note.channels
-            if found is not None and note.version != tensor._version:
+            if found is not None and self.spoiled and self._is_spoiled(tensor):
                 found = found._replace(clean=False)
-                if self.written.get(id(_base(tensor))) != tensor._version:  # not through a view that was seen
+            if found is not None and note.version != version_of(tensor):
+                found = found._replace(clean=False)
+                if self.written.get(id(base_of(tensor))) != version_of(tensor):  # not through a view that was seen
                     self.space.doubts.append("a tensor was written to")
             return found
         name = self.names.get(id(tensor))
@@ -250,6 +250,12 @@ class Recorder(TorchFunctionMode):
         if len(wide) != 1 or isinstance(self.space.slots.get((name, wide[0])), str):
             return None
         return Channels(wide[0], self.slot_labels((name, wide[0]), tensor.shape[wide[0]], "raw"), clean=False, constant=True)
+
+    def _is_spoiled(self, tensor: Tensor) -> bool:
+        """Whether a call in place, perhaps through a view, turned zeros of this tensor into something else."""
+        base = base_of(tensor)
+        known = self.spoiled.get(id(base))
+        return known is not None and known() is base
 
     def why_fixed(self, *tensors: Tensor) -> str:
         """Why tensors without channels are fixed: the first reason known."""
@@ -348,6 +354,13 @@ class Recorder(TorchFunctionMode):
         for output in call.outputs:
             self.set(output, None, behind)
 
+    def know(self, module: str, attribute: str, labels: Labels) -> None:
+        """What a module's attribute counts, where no parameter tells it."""
+        size = self.modules[module].__dict__.get(attribute)
+        bare = size.bare if isinstance(size, Size) and size.symbols.space is self.space else None
+        if bare is not None and bare.slot is None and bare.known is None:
+            bare.known = labels
+
     def zero_behind(self, call: Call, channels: Channels | None) -> None:
         """A masked channel may be non-zero after this call: the check zeroes it here."""
         if channels is not None:
@@ -367,6 +380,6 @@ class Recorder(TorchFunctionMode):
         self.products.append(Product(tuple(sizes), tuple(labels), factor / self.batch_size))
 
 
-def _base(tensor: Tensor) -> Tensor:
-    """The tensor that a view looks into."""
-    return tensor if tensor._base is None else tensor._base
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version

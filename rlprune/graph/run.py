@@ -1,7 +1,9 @@
 """Running a model on example inputs of any form, copying it, and leaving it as it was."""
 
 import copy
+import dataclasses
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,11 +16,17 @@ from rlprune.errors import UserError
 
 
 def map_tensors(value: Any, function: Any) -> Any:
-    """Apply a function to every tensor in nested lists, tuples and dicts."""
+    """Apply a function to every tensor in nested lists, tuples, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
         return {key: map_tensors(item, function) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value)]
+        result = copy.copy(value)
+        for name in fields:
+            object.__setattr__(result, name, map_tensors(getattr(value, name), function))
+        return result
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
         return type(value)(*(map_tensors(item, function) for item in value))
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
@@ -65,53 +73,106 @@ def _failing_module(model: nn.Module, error: BaseException) -> str:
     return f", in {found}" if found else ""
 
 
-_ATOMS = frozenset(
-    {int, float, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device}
-)
+_ATOMS = frozenset({int, float, bool, str, bytes, type(None), type, types.BuiltinFunctionType, torch.dtype, torch.device})
 
 
-def copy_module(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+def copy_module(model: nn.Module, memo: dict[int, Any] | None = None, *, apart: bool = False) -> nn.Module:
     """A deep copy; `memo` maps the ids of objects, such as tensors, to what takes their place.
 
-    Plain modules are copied by hand, several times faster than by `copy.deepcopy`, which does the rest.
+    Plain modules are copied by hand, several times faster than by `copy.deepcopy`, which does the rest. Functions that the network keeps
+    (hooks, lambdas) and that refer to its modules refer to the copies afterwards; `apart`: also to copies of the lists and dicts they use.
 
     Raises:
         UserError: the module holds something that cannot be copied.
     """
     try:
-        return _copy(model, {} if memo is None else memo, {})
+        return _Copier({} if memo is None else memo, {id(module) for module in model.modules()}, apart).module(model)
     except Exception as error:
         raise UserError(f"{type(model).__name__}: cannot be copied ({error}); drop what it keeps besides modules and parameters") from error
 
 
-def _copy(module: nn.Module, memo: dict[int, Any], plain: dict[type, bool]) -> nn.Module:
-    known: nn.Module | None = memo.get(id(module))
-    if known is not None:
-        return known
-    kind = type(module)
-    if kind not in plain:
-        plain[kind] = _plain(kind)
-    if not plain[kind]:
-        return copy.deepcopy(module, memo)
-    result = kind.__new__(kind)
-    memo[id(module)] = result
-    state = result.__dict__
-    for name, value in module.__dict__.items():
-        if type(value) in _ATOMS:
-            state[name] = value
-        elif name == "_compiled_call_impl":
-            continue
-        elif type(value) in (dict, OrderedDict, set, list) and not value:
-            state[name] = type(value)()
-        elif name == "_modules":
-            state[name] = type(value)((key, None if child is None else _copy(child, memo, plain)) for key, child in value.items())
-        elif name in ("_parameters", "_buffers"):
-            state[name] = type(value)((key, memo.get(id(t)) if id(t) in memo else copy.deepcopy(t, memo)) for key, t in value.items())
-        elif type(value) is tuple and all(type(item) in _ATOMS for item in value):
-            state[name] = value
-        else:
-            state[name] = copy.deepcopy(value, memo)
-    return result
+class _Copier:
+    def __init__(self, memo: dict[int, Any], inside: set[int], apart: bool) -> None:
+        self.memo, self.inside, self.apart = memo, inside, apart
+        self.plain: dict[type, bool] = {}
+
+    def module(self, module: nn.Module) -> nn.Module:
+        memo = self.memo
+        known: nn.Module | None = memo.get(id(module))
+        if known is not None:
+            return known
+        kind = type(module)
+        if kind not in self.plain:
+            self.plain[kind] = _plain(kind)
+        if not self.plain[kind]:
+            return copy.deepcopy(module, memo)
+        result = kind.__new__(kind)
+        memo[id(module)] = result
+        state = result.__dict__
+        for name, value in module.__dict__.items():
+            if type(value) in _ATOMS:
+                state[name] = value
+            elif name == "_compiled_call_impl":
+                continue
+            elif type(value) in (dict, OrderedDict, set, list) and not value:
+                state[name] = type(value)()
+            elif name == "_modules":
+                state[name] = type(value)((key, None if child is None else self.module(child)) for key, child in value.items())
+            elif name in ("_parameters", "_buffers"):
+                state[name] = type(value)((key, memo.get(id(t)) if id(t) in memo else copy.deepcopy(t, memo)) for key, t in value.items())
+            elif type(value) is tuple and all(type(item) in _ATOMS for item in value):
+                state[name] = value
+            else:
+                state[name] = self.value(value)
+        return result
+
+    def value(self, value: Any) -> Any:
+        """What a module keeps besides modules and tensors."""
+        if isinstance(value, types.FunctionType):
+            return self.function(value)
+        if isinstance(value, weakref.ref):
+            target = value()
+            return weakref.ref(self.module(target)) if isinstance(target, nn.Module) and id(target) in self.inside else value
+        if type(value) in (dict, OrderedDict, list, tuple) and id(value) not in self.memo:
+            items = value.values() if isinstance(value, dict) else value
+            if any(isinstance(item, types.FunctionType | weakref.ref) for item in items):
+                if isinstance(value, dict):
+                    return type(value)((key, self.value(item)) for key, item in value.items())
+                return type(value)(self.value(item) for item in value)
+        if isinstance(value, nn.Module) and id(value) in self.inside:
+            return self.module(value)
+        return copy.deepcopy(value, self.memo)
+
+    def function(self, function: types.FunctionType) -> types.FunctionType:
+        """The same function over copies of what it refers to in the network."""
+        known: types.FunctionType | None = self.memo.get(id(function))
+        cells = function.__closure__
+        if known is not None or not cells:
+            return known or function
+        held = [cell.cell_contents if cell != types.CellType() else None for cell in cells]
+        copies = [self.closed_over(item) for item in held]
+        if all(new is old for new, old in zip(copies, held, strict=True)):
+            return function
+        closure = tuple(types.CellType(new) if new is not old else cell for new, old, cell in zip(copies, held, cells, strict=True))
+        result = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
+        result.__kwdefaults__ = function.__kwdefaults__
+        result.__dict__.update(function.__dict__)
+        self.memo[id(function)] = result
+        return result
+
+    def closed_over(self, item: Any) -> Any:
+        """A thing that a function refers to: copied if it is the network's."""
+        if isinstance(item, nn.Module):
+            return self.module(item) if id(item) in self.inside else item
+        if isinstance(item, Tensor):
+            return self.memo.get(id(item), item)
+        if isinstance(item, types.FunctionType):
+            return self.function(item)
+        if isinstance(item, types.MethodType) and isinstance(item.__self__, nn.Module) and id(item.__self__) in self.inside:
+            return types.MethodType(item.__func__, self.module(item.__self__))
+        if self.apart and type(item) in (dict, OrderedDict, list, set):
+            return copy.deepcopy(item, self.memo)
+        return item
 
 
 def _plain(kind: type[nn.Module]) -> bool:

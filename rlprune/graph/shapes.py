@@ -34,7 +34,16 @@ def output(name: str, in_place: bool, args: tuple[Any, ...], kwargs: dict[str, A
     if name in _BINARY:
         return _binary(first, args, kwargs, in_place)
     function = _FUNCTIONS.get(name)
-    return None if function is None or (name != "cat" and not _plain(first)) else function(args, kwargs)
+    if function is None or (name != "cat" and not _plain(first)):
+        return None
+    try:
+        return function(args, kwargs)
+    except _OtherWordsError:
+        return None
+
+
+class _OtherWordsError(Exception):
+    """A call with keywords that are not expected."""
 
 
 def _plain(value: Any) -> bool:
@@ -97,7 +106,12 @@ def _windows(sizes: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) 
 
 
 def _bound(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...], defaults: tuple[Any, ...]) -> list[Any]:
+    if not kwargs.keys() <= set(names) and not kwargs.keys() <= _HARMLESS | set(names):
+        raise _OtherWordsError
     return [args[i] if i < len(args) else kwargs.get(name, defaults[i]) for i, name in enumerate(names)]
+
+
+_HARMLESS = frozenset({"bias", "count_include_pad", "divisor_override"})  # they change no shape
 
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), (None, None, None, 1, 0, 1, 1)
@@ -162,7 +176,7 @@ def _cat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
 
 def _mean(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     source, dims, keep = _bound(args, kwargs, ("input", "dim", "keepdim"), (None, None, False))
-    if "dtype" in kwargs or not isinstance(keep, bool) or not isinstance(dims, int | tuple | list) or isinstance(dims, bool) or dims == ():
+    if not isinstance(keep, bool) or not isinstance(dims, int | tuple | list) or isinstance(dims, bool) or dims == ():
         return None
     gone = {dim % source.ndim for dim in ([dims] if isinstance(dims, int) else dims)}
     return _empty([1 if i in gone else size for i, size in enumerate(source.shape) if keep or i not in gone], source.dtype)

@@ -20,10 +20,10 @@ Number = int | Fraction
 class Symbol:
     """The number of entries along one axis: of an activation, or of a parameter whose labels are not known yet."""
 
-    __slots__ = ("known", "slot", "space")
+    __slots__ = ("known", "owner", "slot", "space")
 
-    def __init__(self, space: "LabelSpace", known: Any = None, slot: tuple[str, int] | None = None) -> None:
-        self.space, self.known, self.slot = space, known, slot
+    def __init__(self, space: "LabelSpace", known: Any = None, slot: tuple[str, int] | None = None, owner: str | None = None) -> None:
+        self.space, self.known, self.slot, self.owner = space, known, slot, owner  # owner: the module whose attribute it is
 
     @property
     def labels(self) -> "np.ndarray | None":
@@ -58,10 +58,10 @@ class Size(int):
         return size
 
     @staticmethod
-    def of(value: int, space: "LabelSpace", labels: Any = None, slot: tuple[str, int] | None = None) -> "Size":
+    def of(value: int, space: "LabelSpace", labels: Any = None, slot: tuple[str, int] | None = None, owner: str | None = None) -> "Size":
         """The number of entries of one axis."""
         size = Size(value)
-        size.symbols = Form({Symbol(space, labels, slot): 1})
+        size.symbols = Form({Symbol(space, labels, slot, owner): 1})
         size.symbols.space = space
         return size
 
@@ -144,9 +144,18 @@ class Size(int):
         if isinstance(other, Size):
             other.escape("their number enters the code's arithmetic")
             other = int.__index__(other)
-        if self.live:
-            self.symbols.space.doubts.append("the remainder of a number of channels is taken")
-        return int.__index__(self) % other
+        value = int.__index__(self) % other
+        if value == 0 and self.live and isinstance(other, int):
+            return Remainder(self, int(other))
+        self.escape("their number enters the code's arithmetic")
+        return value
+
+    def __bool__(self) -> bool:
+        known = [(symbol.labels, factor) for symbol, factor in self.symbols.items()]
+        whole = sum(len(labels) * factor for labels, factor in known if labels is not None)
+        if any(labels is None or factor < 0 for labels, factor in known) or whole != int.__index__(self):  # a sum of channels is never zero
+            self.escape("their number is compared in the code")
+        return int.__index__(self) != 0
 
     def _compare(self, other: Any, name: str) -> Any:
         outcome = getattr(int, name)(self, other)
@@ -186,7 +195,10 @@ class Size(int):
     def __ge__(self, other: Any) -> Any:
         return self._compare(other, "__ge__")
 
-    __hash__ = int.__hash__
+    def __hash__(self) -> int:
+        if self.live:  # a key: other numbers of channels may find something else
+            self.symbols.space.keys.extend(self.symbols)
+        return int.__hash__(self)
 
     def __reduce__(self) -> Any:
         return int, (int.__index__(self),)
@@ -196,6 +208,41 @@ class Size(int):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Size":
         return self
+
+
+class Remainder(int):
+    """Zero: what is left when a size is divided. Code may ask whether it is zero; then it stays so."""
+
+    size: Size
+    divisor: int
+
+    def __new__(cls, size: Size, divisor: int) -> "Remainder":
+        """The remainder of a size that the divisor divides."""
+        made = super().__new__(cls, 0)
+        made.size, made.divisor = size, divisor
+        return made
+
+    def _asked(self, other: Any, name: str) -> Any:
+        if self.size.live:
+            if (name, other) in (("__eq__", 0), ("__ne__", 0), ("__bool__", None), ("__gt__", 0)):
+                self.size.symbols.space.divisors.append((self.size, self.divisor))
+            else:
+                self.size.escape("their number is compared in the code")
+        return bool(int.__index__(self)) if name == "__bool__" else getattr(int, name)(self, other)
+
+    def __bool__(self) -> bool:
+        return bool(self._asked(None, "__bool__"))
+
+    def __eq__(self, other: Any) -> Any:
+        return self._asked(other, "__eq__")
+
+    def __ne__(self, other: Any) -> Any:
+        return self._asked(other, "__ne__")
+
+    def __gt__(self, other: Any) -> Any:
+        return self._asked(other, "__gt__")
+
+    __hash__ = int.__hash__
 
 
 # Comparisons that come out the same however many channels are left.
@@ -261,3 +308,19 @@ def sizes_in(value: Any) -> list[Size]:
     if isinstance(value, dict):
         return sizes_in(list(value.values()))
     return []
+
+
+def _spent(name: str) -> Callable[..., Any]:
+    plain_method = getattr(int, name)
+
+    def method(self: Remainder, *others: Any) -> Any:
+        self.size.escape("their number enters the code's arithmetic")
+        return plain_method(self, *others)
+
+    method.__name__ = name
+    return method
+
+
+for _name in """__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ __pow__ __neg__
+    __lt__ __le__ __ge__     __float__ __int__""".split():
+    setattr(Remainder, _name, _spent(_name))

@@ -26,6 +26,7 @@ def prune(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     Raises:
         UserError: an unknown group, or a list that is empty, out of range or has duplicates.
     """
+    _require_types(model, graph)
     tensors = named_tensors(dict(model.named_modules()))
     _require_match(tensors, graph)
     slices = Slices(graph, keep)
@@ -36,7 +37,7 @@ def prune(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
             result = result.clone()
         memo[id(tensor)] = nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
     pruned = copy_module(model, memo)
-    _patch(pruned, graph, keep)
+    patch(pruned, graph, keep)
     return pruned
 
 
@@ -46,6 +47,7 @@ def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     Raises:
         UserError: an unknown group, or a list that is empty, out of range or has duplicates.
     """
+    _require_types(model, graph)
     masked = copy_module(model)
     tensors = dict(named_tensors(dict(masked.named_modules())))
     _require_match(list(tensors.items()), graph)
@@ -134,20 +136,29 @@ class Slicer:
             result = slices.cut(name, tensor.detach())
             for holder, key in self._places.get(name, []):
                 holder[key] = nn.Parameter(result, requires_grad=False) if isinstance(tensor, nn.Parameter) else result
-        _patch(self._skeleton, self._graph, keep)
+        patch(self._skeleton, self._graph, keep)
         return self._skeleton
+
+
+def _require_types(model: object, graph: object) -> None:
+    if not isinstance(model, nn.Module) or not isinstance(graph, ChannelGraph):
+        got = f"a {type(model).__name__} and a {type(graph).__name__}"
+        raise UserError(f"pass the network, its channel graph, and what to keep, in this order; got {got}")
 
 
 def _require_match(tensors: list[tuple[str, Tensor]], graph: ChannelGraph) -> None:
     """A graph fits the network it was traced on, and those of the same shapes."""
     shapes = {name: tensor.shape for name, tensor in tensors}
+    strange = next((name for name in shapes if name not in graph.known_shapes), None)
+    if strange is not None:
+        raise UserError(f"{strange}: the graph does not know it; trace this network again")
     for name, expected in graph.known_shapes.items():
         shape = shapes.get(name)
         if shape is None or list(shape) != expected[: len(shape)]:
             raise UserError(f"{name}: is not as the graph knows it; trace this network again, or use graph.after(keep) for a pruned one")
 
 
-def _patch(model: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
+def patch(model: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
     """Make the sizes that modules keep as attributes agree with their weights; what a module says now is not trusted."""
     modules = dict(model.named_modules())
     for name, module in modules.items():

@@ -1,11 +1,13 @@
 """From a network and an example input to its channel graph."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from rlprune.cost import CostModel
 from rlprune.errors import UserError
@@ -13,8 +15,10 @@ from rlprune.graph.calls import named_tensors
 from rlprune.graph.channel_graph import ChannelGraph, Frozen, Group, IndexBuffer, Member, Width, ZeroPoint
 from rlprune.graph.grouping import Grouping, group_labels
 from rlprune.graph.labels import Labels, Slot, layer_of, tensors_in
-from rlprune.graph.recorder import Recorder, TimeLimitError
-from rlprune.graph.run import call, call_model, copy_inputs, evaluating, map_tensors
+from rlprune.graph.recorder import Recorder
+from rlprune.graph.rehearse import rehearse
+from rlprune.graph.run import call, call_model, copy_inputs, copy_module, evaluating, map_tensors
+from rlprune.graph.shapeless import TimeLimitError
 from rlprune.graph.sizes import Size
 from rlprune.graph.verify import freeze_failures
 
@@ -40,54 +44,108 @@ def trace(
     """
     if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
         raise UserError(f"model: is a {type(model).__name__}; pass the torch.nn.Module itself, before torch.compile")
-    first = next(iter(tensors_in(example_inputs)), None)
-    if first is None:
+    if not any(True for _ in tensors_in(example_inputs)):
         raise UserError("example_inputs: hold no tensor; pass a tensor, a tuple or a dict of them")
+    lazy = next((name for name, tensor in model.named_parameters() if isinstance(tensor, UninitializedParameter)), None)
+    if lazy is not None:
+        raise UserError(f"{lazy}: has no shape yet; run the network once, then trace it")
+    with torch.inference_mode(False):
+        return _trace(model, example_inputs, ignore, time_limit, prove)
+
+
+def _trace(model: nn.Module, example_inputs: Any, ignore: Iterable[str], time_limit: float, prove: bool | None) -> ChannelGraph:
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-    recorder = None if scripted else _record_symbolic(model, example_inputs, first, time_limit)
+    stage = None if scripted else _stage(model)
+    recorder = None if stage is None else _record_symbolic(stage, example_inputs, time_limit)
     if recorder is None:
-        recorder = _recorder(model, first, time_limit, symbolic=False)
+        recorder = _recorder(model, example_inputs, time_limit, symbolic=False)
         recorder.space.doubts.append("values steer the code")
         _run(model, copy_inputs(example_inputs), recorder, scripted=scripted)
     recorder.space.open = False
     _apply_ignore(recorder, ignore)
     graph = _build(recorder)
+    if recorder.symbolic and stage is not None and graph.groups:
+        inputs = _without_values(example_inputs)
+        graph = rehearse(stage, graph, inputs, recorder.seen, recorder.device, time_limit, _key_groups(recorder, graph))
     return freeze_failures(model, graph, example_inputs) if prove or (prove is None and graph.doubts) else graph
 
 
-def _recorder(model: nn.Module, first: Tensor, time_limit: float, *, symbolic: bool) -> Recorder:
+def _stage(model: nn.Module) -> nn.Module | None:
+    """A copy that shares the network's tensors and nothing else, for its code to play on; None if it cannot be copied."""
+    own = any(type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval for module in model.modules())
+    memo: dict[int, Any] = {} if own else {id(tensor): tensor for _, tensor in named_tensors(dict(model.named_modules()))}
+    try:
+        return copy_module(model, memo, apart=True).eval()  # somebody may do more than set a flag, so also the tensors are copied then
+    except UserError:
+        return None
+
+
+def _recorder(model: nn.Module, example_inputs: Any, time_limit: float, *, symbolic: bool) -> Recorder:
+    tensors = list(tensors_in(example_inputs))
+    first = max(tensors, key=lambda tensor: min(tensor.ndim, 2))  # a number beside the images has no batch
     return Recorder(model, first.shape[0] if first.ndim else 1, time_limit, first.device, symbolic=symbolic)
 
 
-def _record_symbolic(model: nn.Module, example_inputs: Any, first: Tensor, time_limit: float) -> Recorder | None:
+def _without_values(inputs: Any) -> Any:
+    return map_tensors(inputs, lambda tensor: tensor.detach().to("meta") if tensor.is_floating_point() else tensor.clone())
+
+
+def _record_symbolic(stage: nn.Module, example_inputs: Any, time_limit: float) -> Recorder | None:
     """A trace without values; None if the network's code looks at them."""
-    recorder = _recorder(model, first, time_limit, symbolic=True)
-    inputs = map_tensors(example_inputs, lambda tensor: tensor.detach().to("meta") if tensor.is_floating_point() else tensor.clone())
+    recorder = _recorder(stage, example_inputs, time_limit, symbolic=True)
     try:
-        _run(model, inputs, recorder, scripted=False)
+        _run(stage, _without_values(example_inputs), recorder, scripted=False)
     except TimeLimitError:
         raise
     except Exception:  # whatever it is: on real numbers it goes well, or is reported
         return None
-    return recorder
+    return None if recorder.failed else recorder
 
 
 def _run(model: nn.Module, inputs: Any, recorder: Recorder, *, scripted: bool) -> None:
     for tensor in tensors_in(inputs):
         recorder.set(tensor, None, "the model's input")
-    restored = evaluating(model, restore_buffers=not recorder.symbolic)
-    with restored, torch.no_grad(), recorder.beside_scripts(scripted), recorder.undoing_writes():
-        _tag_attributes(model, recorder)
-        if recorder.symbolic:
-            with recorder:
-                result = call(model, inputs)
-        else:
-            result = call_model(model, inputs, recorder)
+    kept = _keeping_attributes(recorder) if recorder.symbolic else evaluating(model)
+    with kept, torch.no_grad(), recorder.beside_scripts(scripted):
+        _tag_attributes(recorder)
+        try:
+            if recorder.symbolic:
+                with recorder:
+                    result = call(model, inputs)
+            else:
+                result = call_model(model, inputs, recorder)
+        finally:
+            recorder.undo_writes()
         outputs = list(tensors_in(result))
         if not outputs:
             raise UserError(f"{type(model).__name__}: returns no tensor, so nothing can be compared after pruning")
         for output in outputs:
             recorder.freeze_tensor(output, "model output")
+
+
+def _key_groups(recorder: Recorder, graph: ChannelGraph) -> list[str]:
+    """Groups whose number of units the code looks things up by."""
+    slots = {
+        slot for labels in (symbol.labels for symbol in recorder.space.keys) if labels is not None for slot in _slots_of(recorder, labels)
+    }
+    return [group.name for group in graph.groups if any((member.tensor, member.dim) in slots for member in group.members)]
+
+
+def _slots_of(recorder: Recorder, labels: Labels) -> list[Slot]:
+    classes = set(recorder.space.components()[labels].tolist())
+    known = recorder.space.slots.items()
+    return [slot for slot, own in known if not isinstance(own, str) and classes & set(recorder.space.components()[own].tolist())]
+
+
+@contextmanager
+def _keeping_attributes(recorder: Recorder) -> Iterator[None]:
+    """Attributes that are tagged, as they were: the copy is used again."""
+    states = [(module, module.__dict__.copy()) for module in recorder.modules.values() if isinstance(module, TAGGED)]
+    try:
+        yield
+    finally:
+        for module, state in states:
+            module.__dict__.update(state)
 
 
 _ATTRIBUTES: tuple[tuple[type[nn.Module], tuple[tuple[str, str, int | None], ...]], ...] = (
@@ -99,18 +157,23 @@ _ATTRIBUTES: tuple[tuple[type[nn.Module], tuple[tuple[str, str, int | None], ...
 )
 
 
-def _tag_attributes(model: nn.Module, recorder: Recorder) -> None:
-    """Let the sizes that layers keep as attributes, and that pruning changes, tell what they count; `evaluating` puts them back."""
+TAGGED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, *(kind for kind, _ in _ATTRIBUTES))
+
+
+def _tag_attributes(recorder: Recorder) -> None:
+    """Let the sizes that layers keep as attributes, and that pruning changes, tell what they count."""
     space = recorder.space
     for name, module in recorder.modules.items():
         state, prefix = module.__dict__, f"{name}." if name else ""
         if isinstance(module, nn.modules.conv._ConvNd):
             out, into = (1, 0) if module.transposed else (0, 1)
-            plain_groups = module.groups == 1
-            state["out_channels"] = Size.of(module.out_channels, space, slot=(f"{prefix}weight", out) if plain_groups else None)
-            state["in_channels"] = Size.of(module.in_channels, space, slot=(f"{prefix}weight", into) if plain_groups else None)
-            if not plain_groups:
-                state["groups"] = Size.of(module.groups, space)
+            grouped = module.groups > 1
+            if not grouped or not module.transposed:
+                state["out_channels"] = Size.of(module.out_channels, space, slot=(f"{prefix}weight", out))
+            if not grouped or module.transposed:
+                state["in_channels"] = Size.of(module.in_channels, space, slot=(f"{prefix}weight", into))
+            if grouped:
+                state["groups"] = Size.of(module.groups, space, owner=name)
             continue
         kind: type[nn.Module]
         for kind, attributes in _ATTRIBUTES:
@@ -120,12 +183,15 @@ def _tag_attributes(model: nn.Module, recorder: Recorder) -> None:
                     if tensor == "weight" and module._parameters.get("weight") is None:
                         tensor, dim = ("running_mean", 0) if module._buffers.get("running_mean") is not None else ("", None)
                     if type(value) is int:
-                        state[attribute] = Size.of(value, space, slot=None if dim is None else (prefix + tensor, dim))
+                        state[attribute] = Size.of(value, space, slot=None if dim is None else (prefix + tensor, dim), owner=name)
                 break
 
 
 def _apply_ignore(recorder: Recorder, ignore: Iterable[str]) -> None:
-    for pattern in [ignore] if isinstance(ignore, str) else ignore:
+    patterns = [ignore] if isinstance(ignore, str) else list(ignore or ())
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(f"ignore={pattern!r}: is a {type(pattern).__name__}; name layers, or give regular expressions")
         try:
             matching = [name for name in recorder.order if re.fullmatch(pattern, layer_of(name)) or layer_of(name) == pattern]
         except re.error as error:
@@ -141,6 +207,9 @@ def _build(recorder: Recorder) -> ChannelGraph:
     space = recorder.space
     position = {name: index for index, name in enumerate(recorder.order)}
     slots = {slot: labels for slot, labels in space.slots.items() if not isinstance(labels, str)}
+    for name, labels in recorder.indices.items():
+        if recorder.readers.get(name) != recorder.pickers.get(name):
+            space.pin(labels, f"{name} picks them and is used in other ways")
     produced = sorted((slot for slot in slots if space.roles[slot] == "out"), key=lambda slot: position[slot[0]])
     counted = [labels for product in recorder.products for labels in product.labels if labels is not None]
     found = group_labels(space, produced, [*counted, *(labels for _, _, labels in recorder.widths)])

@@ -1,6 +1,6 @@
 """Proof on the user's own model: zeroing units gives the same outputs and gradients as removing them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,12 @@ from rlprune.graph.labels import tensors_in
 from rlprune.graph.run import call_model, copy_inputs, copy_module, evaluating
 from rlprune.graph.surgery import Slices, prune
 
-TOLERANCE = 1e-9
+TOLERANCE = 1e-7
 """Largest relative difference, in float64, that still counts as equal."""
 OWN_PRECISION = {torch.float32: 1e-4}
 """The same for networks that only run in the precision they have; 0.05 for half precisions."""
+_SHARES = (0.5, 1.0, 0.0)
+"""Of the units that are kept: half of them, all but one, a single one."""
 _FLOOR = 1e-6
 """Gradients smaller than this share of the largest are compared on its scale: some are zero but for rounding."""
 
@@ -84,8 +86,8 @@ def verify(model: nn.Module, example_inputs: Any, graph: ChannelGraph | None = N
     """Check every group: units picked at random are zeroed and removed, outputs and gradients are compared in float64.
 
     The zeroing does not use the removal's index map: channels are zeroed where they are produced, and the network's own forward pass
-    carries the zeros on; behind functions that turn zero into something else they are zeroed again. First half of the units of all groups
-    go at once, then all but one; gradients tell the groups apart. If that fails, every group is checked alone.
+    carries the zeros on; behind functions that turn zero into something else they are zeroed again. Half of the units of all groups go at
+    once, then one of each, then all but one; gradients tell the groups apart. If that fails, every group is checked alone.
 
     Args:
         model: the network; it is left as it was.
@@ -105,21 +107,20 @@ def verify(model: nn.Module, example_inputs: Any, graph: ChannelGraph | None = N
         return Report({}, Verdict(0.0))
     checker = _Checker(model, example_inputs, graph)
     generator = np.random.default_rng(seed)
-    half = checker.check(names, generator, 0.5)
-    one = checker.check(names, generator, 0.0)
-    together = max((*half.values(), *one.values()), key=lambda verdict: (bool(verdict.error), verdict.difference))
+    passes = [checker.check(names, generator, share) for share in _SHARES]
+    together = _worst(verdict for found in passes for verdict in found.values())
     if together.exact:
-        alone = [name for name in names if not (half[name].reached or one[name].reached)]
-        verdicts = {name: _worse(half[name], one[name]) for name in names}
+        alone = [name for name in names if not any(found[name].reached for found in passes)]
+        verdicts = {name: _worst(found[name] for found in passes) for name in names}
     else:
         alone, verdicts = names, {}
     for name in tqdm(alone, desc="verify", unit="group", leave=False, disable=None if len(alone) > 10 else True):
-        verdicts[name] = _worse(*(checker.check([name], generator, share)[name] for share in (0.5, 0.0)))
+        verdicts[name] = _worst(checker.check([name], generator, share)[name] for share in _SHARES)
     return Report({name: verdicts[name] for name in names}, together)
 
 
-def _worse(first: Verdict, second: Verdict) -> Verdict:
-    return max(first, second, key=lambda verdict: (bool(verdict.error), verdict.difference))
+def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+    return max(verdicts, key=lambda verdict: (bool(verdict.error), verdict.difference))
 
 
 def freeze_failures(model: nn.Module, graph: ChannelGraph, example_inputs: Any) -> ChannelGraph:
@@ -147,8 +148,7 @@ def freeze_failures(model: nn.Module, graph: ChannelGraph, example_inputs: Any) 
 class _Checker:
     def __init__(self, model: nn.Module, example_inputs: Any, graph: ChannelGraph) -> None:
         self.graph, self.tolerance = graph, TOLERANCE
-        with evaluating(model):
-            self.model = _copy(model, torch.float64)
+        self.model = _copy(model, torch.float64)
         _stir(self.model)
         self.inputs = copy_inputs(example_inputs, torch.float64)
         try:
@@ -165,7 +165,7 @@ class _Checker:
         keep = {}
         for group in self.graph.groups:
             if group.name in names and group.num_units > 1:
-                kept = max(1, round(share * group.num_units))
+                kept = min(group.num_units - 1, max(1, round(share * group.num_units)))
                 keep[group.name] = np.sort(generator.permutation(group.num_units)[:kept])
         try:
             removed, found = self._pass(prune(self.model, self.graph, keep), None)
@@ -204,7 +204,11 @@ class _Checker:
         inputs = copy_inputs(self.inputs)
         parameters = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
         with evaluating(model), torch.enable_grad(), _protecting_saved_tensors():
-            outputs = list(tensors_in(call_model(model, inputs, mode)))
+            try:
+                outputs = list(tensors_in(call_model(model, inputs, mode)))
+            except UserError:  # code that only runs without gradients
+                with torch.no_grad():
+                    outputs = list(tensors_in(call_model(model, copy_inputs(self.inputs), None if mode is None else mode.again())))
             plain = [output.detach() for output in outputs]
             mixed = [output for output in outputs if output.requires_grad]
             if not mixed or not parameters:
@@ -262,6 +266,7 @@ class _Zeroing(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, keep: Mapping[str, np.ndarray]) -> None:
         super().__init__()
+        self.model, self.graph, self.keep = model, graph, keep
         self.places = Whereabouts(model)
         self.points = {}
         for point in graph.zero_points:
@@ -270,8 +275,15 @@ class _Zeroing(TorchFunctionMode):
                 self.points[point.key] = (point.axis, len(point.groups), torch.from_numpy(gone))
         self.operations: dict[Any, tuple[str, bool]] = {}
 
+    def again(self) -> "_Zeroing":
+        """The same for another pass."""
+        return _Zeroing(self.model, self.graph, self.keep)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not args and "input" in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
         result = func(*args, **kwargs)
         known = self.operations.get(func)
         if known is None:

@@ -5,7 +5,7 @@ Every rule takes the recorder and one call, and sets the channels of the call's 
 """
 
 from rlprune.graph.rules import joins, layers, moves, pointwise, products, reductions
-from rlprune.graph.rules.base import Rule
+from rlprune.graph.rules.base import Rule as Rule
 
 # Reads that do not depend on values: their results carry no channels.
 NEUTRAL = frozenset(
@@ -22,6 +22,8 @@ WITHOUT_RESULT = frozenset({"setitem"})
 LAYERS = frozenset([*(f"conv{dims}d" for dims in (1, 2, 3)), *(f"conv_transpose{dims}d" for dims in (1, 2, 3)), "linear"])
 SIZED = moves.SIZED | joins.SIZED | layers.SIZED | pointwise.SIZED
 """Operations whose rules look at sizes that the code computes; elsewhere such a size keeps its channels."""
+SPOILING = pointwise.ZERO_MOVES | WITHOUT_RESULT
+"""Operations that, in place, may leave something else where zero was."""
 MAY_ZERO = LAYERS | layers.MAY_ZERO | pointwise.MAY_ZERO | moves.MAY_ZERO | joins.MAY_ZERO | products.MAY_ZERO | reductions.MAY_ZERO
 """Operations behind which a zeroed channel may have to be zeroed again."""
 

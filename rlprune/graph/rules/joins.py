@@ -180,9 +180,9 @@ def getitem(recorder: "Recorder", call: "Call") -> None:
 
 def _pick(recorder: "Recorder", call: "Call", source: Tensor, channels: Channels, index: Any) -> Channels | None:
     """Channels of `source[index]`; None if they had to be kept."""
-    parts = list(index) if isinstance(index, tuple) else [index]
+    parts = [_plain_index(part) for part in (index if isinstance(index, tuple) else [index])]
     used = sum(part is not None and part is not Ellipsis and not isinstance(part, bool) for part in parts)
-    if any(isinstance(part, bool) or (isinstance(part, Tensor) and part.dtype == torch.bool) for part in parts):
+    if any(_is_mask(part) for part in parts):
         recorder.barrier(call, f"{call.label} picks by a mask")
         return None
     where = next((i for i, part in enumerate(parts) if part is Ellipsis), None)
@@ -225,15 +225,30 @@ def _pick(recorder: "Recorder", call: "Call", source: Tensor, channels: Channels
     return channels._replace(axis=result_axis, labels=labels)
 
 
+def _plain_index(part: Any) -> Any:
+    """Numpy's whole numbers are numbers like others."""
+    if isinstance(part, np.integer):
+        return int(part)
+    if isinstance(part, slice) and any(isinstance(end, np.integer) for end in (part.start, part.stop, part.step)):
+        return slice(*(int(end) if isinstance(end, np.integer) else end for end in (part.start, part.stop, part.step)))
+    return part
+
+
+def _is_mask(part: Any) -> bool:
+    if isinstance(part, list):
+        return any(isinstance(item, bool | list) for item in part)
+    return isinstance(part, bool) or (isinstance(part, Tensor | np.ndarray) and part.dtype in (torch.bool, torch.uint8, np.bool_))
+
+
 def _cut(recorder: "Recorder", call: "Call", part: slice, labels: Labels) -> Labels:
     if _every(part, labels):
         unite_columns(recorder, labels.reshape(-1, part.step))  # a step stays a step if neighbours go together
-        return labels[part.start or 0 :: part.step].copy()
+        return labels[part.start :: part.step].copy()
     start = boundary(recorder, call, part.start, labels)
     stop = len(labels) if part.stop is None else boundary(recorder, call, part.stop, labels)
     region = labels[start:stop]
-    step = part.step or 1
-    if step == 1:
+    step = 1 if part.step is None else part.step
+    if int.__index__(step) == 1:
         return region.copy() if len(region) < len(labels) else labels
     if isinstance(step, Size):
         step.escape(f"their number enters {call.label}")
@@ -247,7 +262,7 @@ def _cut(recorder: "Recorder", call: "Call", part: slice, labels: Labels) -> Lab
 
 def _every(part: slice, labels: Labels) -> bool:
     """Whether this is every so manieth entry to the end, such as `1::2`."""
-    numbers = [part.start or 0, part.step or 1]
+    numbers = [0 if part.start is None else part.start, 1 if part.step is None else part.step]
     if part.stop is not None or sizes_in(numbers) or numbers[1] == 1:
         return False
     return 0 <= numbers[0] < numbers[1] and len(labels) % numbers[1] == 0
@@ -267,6 +282,7 @@ def select(recorder: "Recorder", call: "Call", index: Any, labels: Labels) -> La
     if name is None or (values < 0).any():
         recorder.space.pin(labels[: int((values % len(labels)).max()) + 1], f"{call.label} picks them by number")
         return picked
+    recorder.pickers[name] = recorder.pickers.get(name, 0) + 1
     known = recorder.indices.setdefault(name, labels)
     recorder.space.unite(known, labels)
     recorder.space.bind((name, 0), picked, "index")
@@ -297,6 +313,8 @@ def setitem(recorder: "Recorder", call: "Call") -> None:
     """Writing into a part of a tensor: what is written goes together with what it replaces."""
     target, index, value = call.args[:3]
     channels = recorder.channels(target)
+    for size in sizes_in([value]):
+        size.escape(f"their number enters {call.label}")
     written = recorder.channels(value) if isinstance(value, Tensor) else None
     if channels is None:
         if written is not None:
@@ -382,6 +400,8 @@ def roll(recorder: "Recorder", call: "Call") -> None:
         if isinstance(shift, Size):
             unite_shares(recorder, shift, labels)
             recorder.space.fit(shift, labels[len(labels) - int.__index__(shift) :], call.label)
+        elif abs(shift) >= len(labels):
+            recorder.space.pin(labels, f"{call.label} goes round by a number that is written into the code")
         else:
             boundary(recorder, call, -(shift % -len(labels) if shift < 0 else shift % len(labels)) or None, labels)
         labels = np.roll(labels, int.__index__(shift))

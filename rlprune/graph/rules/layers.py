@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlprune.graph.labels import Channels, Labels
 from rlprune.graph.rules.base import Rule, unite_columns, unite_rows
@@ -177,8 +177,10 @@ def norm(recorder: "Recorder", call: "Call") -> None:
         recorder.attach_vector(vector, channels.labels, call, "statistic")
     for vector in affine:
         recorder.attach_vector(vector, channels.labels, call)
-    if not affine and not statistics:
-        recorder.widths.append((recorder.where(), "num_features", channels.labels))
+    where = recorder.where()
+    if not affine and not statistics and isinstance(recorder.modules[where], nn.modules.batchnorm._NormBase):
+        recorder.widths.append((where, "num_features", channels.labels))
+        recorder.know(where, "num_features", channels.labels)
     channels = Channels(1, channels.labels, clean=len(affine) == 2)
     recorder.set(call.output, channels)
     recorder.zero_behind(call, channels)
@@ -202,8 +204,10 @@ def group_norm(recorder: "Recorder", call: "Call") -> None:
     labels = channels.labels
     heads = unite_columns(recorder, labels.reshape(count, -1)) if count < len(labels) else labels
     recorder.space.fit(groups, heads, call.label)
-    where = recorder.where()
-    recorder.widths += [(where, "num_groups", heads), (where, "num_channels", labels)]
+    owner = next((symbol.owner for symbol in groups.symbols if symbol.owner is not None), None)
+    if owner is not None:
+        recorder.widths += [(owner, "num_groups", heads), (owner, "num_channels", labels)]
+        recorder.know(owner, "num_channels", labels)
     for vector in affine:
         recorder.attach_vector(vector, labels, call)
     channels = Channels(1, labels, clean=len(affine) == 2)

@@ -242,9 +242,8 @@ def flip(recorder: "Recorder", call: "Call") -> None:
     if channels is None:
         without_channels(recorder, call, source)
         return
-    dims = call.dims(1, "dims")
+    dims = call.dims(1, "dims") if call.name == "flip" else {"fliplr": 1, "flipud": 0}[call.name]
     axes = {dim % source.ndim for dim in ([dims] if isinstance(dims, int) else dims)}
-    axes = axes if call.name == "flip" else {{"fliplr": 1, "flipud": 0}[call.name]}
     labels = channels.labels[::-1].copy() if channels.axis in axes else channels.labels
     recorder.set(call.output, channels._replace(labels=labels))
 
@@ -263,7 +262,7 @@ def pad(recorder: "Recorder", call: "Call") -> None:
         if isinstance(size, Size) and index // 2 != position:
             size.escape(f"their number enters {call.label}")
     labels = channels.labels
-    if before or after:
+    if int.__index__(before) or int.__index__(after):
         if call.argument("mode", 2, "constant") != "constant" or min(int.__index__(before), int.__index__(after)) < 0:
             recorder.barrier(call, f"{call.label} mirrors or cuts channels")
             return
@@ -274,9 +273,11 @@ def pad(recorder: "Recorder", call: "Call") -> None:
                 recorder.space.fit(size, end, call.label)
         labels = np.concatenate([ends[0], labels, ends[1]])
     value = call.argument("value", 3, None)
+    for size in sizes_in([value]):
+        size.escape(f"their number enters {call.label}")
     channels = channels._replace(labels=labels, clean=channels.clean and not value)
     recorder.set(call.output, channels)
-    if value or before or after:
+    if value or len(labels) > source.shape[channels.axis]:
         recorder.zero_behind(call, channels)
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rlprune.graph.labels import Channels, Labels
+from rlprune.graph.labels import Channels, Labels, base_of
 from rlprune.graph.rules.base import Rule
 from rlprune.graph.sizes import Size, sizes_in
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # One tensor in, f(0) = 0: a zeroed channel stays zero.
 ZERO_STAYS = frozenset(
     """
-    relu relu6 leaky_relu rrelu elu celu selu silu hardswish gelu mish tanh hardtanh tanhshrink softshrink hardshrink softsign dropout
+    relu relu6 leaky_relu rrelu elu celu selu silu hardswish gelu mish tanh tanhshrink softshrink hardshrink softsign dropout
     dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout abs neg negative positive square sqrt sin
     contiguous clone detach type float double half bfloat16 cpu cuda requires_grad data identity round floor ceil trunc frac sign erf
     asinh sinh atan arctan arcsinh to type_as zeros_like zero nan_to_num alias
@@ -26,14 +26,17 @@ FACTORS = frozenset("mul multiply".split())
 # Elementwise with any f(0): where the check masks a channel, the zero is put behind these.
 ZERO_MOVES = frozenset(
     """
-    sigmoid hardsigmoid softplus logsigmoid exp exp2 log log1p log2 log10 expm1 cos reciprocal rsqrt threshold clamp clamp_min clamp_max
-    clip add sub subtract rsub div divide true_divide truediv rtruediv floordiv rfloordiv floor_divide pow rpow maximum minimum fmax fmin
-    where lerp gt lt ge le eq ne greater less greater_equal less_equal not_equal logical_and logical_or logical_not logical_xor
-    masked_fill expand_as copy addcmul addcdiv fill ones_like full_like empty_like isnan isfinite isinf bitwise_and bitwise_or
-    bitwise_not invert and or xor remainder fmod atan2 hypot celu_ bool int long erfinv logit special_expit
+    hardtanh sigmoid hardsigmoid softplus logsigmoid exp exp2 log log1p log2 log10 expm1 cos reciprocal rsqrt threshold clamp
+    clamp_min clamp_max clip add sub subtract rsub div rdiv divide true_divide truediv rtruediv floordiv rfloordiv floor_divide
+    pow rpow maximum minimum fmax fmin where lerp gt lt ge le eq ne greater less greater_equal less_equal not_equal logical_and
+    logical_or logical_not logical_xor masked_fill expand_as copy addcmul addcdiv fill ones_like full_like empty_like isnan
+    isfinite isinf bitwise_and bitwise_or bitwise_not invert and or xor remainder fmod atan2 hypot bool int long erfinv logit
+    special_expit
     """.split()
 )
-DIVISIONS = frozenset("div divide true_divide truediv rtruediv floordiv rfloordiv floor_divide pow rpow remainder fmod addcdiv".split())
+DIVISIONS = frozenset(
+    "div divide true_divide truediv rtruediv rdiv floordiv rfloordiv floor_divide pow rpow remainder fmod addcdiv".split()
+)
 _QUOTIENTS = frozenset("div divide true_divide truediv".split())
 # The first argument gives the channels; others only a type or a device.
 _LIKE_FIRST = frozenset("to type_as".split())
@@ -47,7 +50,7 @@ SPATIAL = frozenset(
     ]
 )
 RESIZES = frozenset("interpolate upsample upsample_nearest upsample_bilinear grid_sample".split())
-SIZED = CREATIONS
+SIZED = CREATIONS | {"affine_grid"}
 MAY_ZERO = ZERO_MOVES | CREATIONS
 
 
@@ -94,6 +97,8 @@ def _unary(recorder: "Recorder", call: "Call", source: Tensor, output: Tensor) -
             recorder.zero_behind(call, channels)
     if channels is None:
         recorder.hold(source, f"it meets no channel in {call.label}")
+    if call.name in ("detach", "data"):  # the same memory under another name
+        output._rlprune_origin = base_of(source)  # type: ignore[attr-defined]
     recorder.pass_on(output, channels, source)
 
 
@@ -136,7 +141,9 @@ def creation(recorder: "Recorder", call: "Call") -> None:
     shape = call.dims(1 if call.name.startswith("new_") else 0, "size")
     shape = [shape] if isinstance(shape, int) else list(shape)
     sized = [axis for axis, size in enumerate(shape) if isinstance(size, Size)]
-    value = call.argument("fill_value", 2 if call.name.startswith("new_") else 1, None)
+    value = call.argument("fill_value", 2 if call.name.startswith("new_") else 1, None) if call.name.endswith("full") else None
+    for size in sizes_in([value]):
+        size.escape(f"their number enters {call.label}")
     if len(sized) != 1 or isinstance(value, Tensor):
         for size in sizes_in(shape):
             size.escape(f"their number enters {call.label}")
@@ -173,9 +180,16 @@ def resize(recorder: "Recorder", call: "Call") -> None:
     recorder.pass_on(call.output, channels, source)
 
 
+def grid(recorder: "Recorder", call: "Call") -> None:
+    """Places to sample at: they depend on the number of pixels alone, whatever size of an image they are given."""
+    recorder.freeze_tensor(call.tensors[0], f"{call.label} reads them as one transformation")
+    recorder.set(call.output, None, f"what {call.label} returns")
+
+
 TABLE: dict[str, Rule] = {
     **dict.fromkeys(ZERO_STAYS | FACTORS | ZERO_MOVES, elementwise),
     **dict.fromkeys(CREATIONS, creation),
     **dict.fromkeys(SPATIAL, spatial),
     **dict.fromkeys(RESIZES, resize),
+    "affine_grid": grid,
 }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _REDUCTIONS = frozenset(
     "mean sum amax amin var std max min argmax argmin any all prod logsumexp norm median mode nansum nanmean var_mean std_mean".split()
 )
-_ALONG = frozenset("softmax log_softmax softmin cumsum cumprod cummax cummin sort argsort topk logcumsumexp gumbel_softmax renorm".split())
+_ALONG = frozenset("softmax log_softmax softmin cumsum cumprod cummax cummin sort argsort topk logcumsumexp".split())
 MAY_ZERO = (_REDUCTIONS - {"sum", "mean", "amax", "amin"}) | _ALONG
 
 
@@ -59,7 +59,7 @@ def along(recorder: "Recorder", call: "Call") -> None:
     if channels is None:
         without_channels(recorder, call, source)
         return
-    position = {"topk": 2, "gumbel_softmax": 4}.get(call.name, 1)
+    position = {"topk": 2}.get(call.name, 1)
     axis = call.argument("dim", position, None if call.name in ("softmax", "log_softmax", "softmin", "cumsum") else -1)
     if not isinstance(axis, int) or isinstance(axis, bool) or axis % source.ndim == channels.axis:
         recorder.barrier(call, f"{call.label} mixes channels")
