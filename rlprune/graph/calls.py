@@ -1,13 +1,14 @@
 """The torch calls of a forward pass: what they are named, where they stand, and how one is found again in another pass."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rlprune.graph.labels import tensors_in
+from rlprune.graph.run import named_tensors
 from rlprune.graph.sizes import plain
 
 if TYPE_CHECKING:
@@ -39,17 +40,6 @@ def operation_name(function: Callable[..., Any]) -> tuple[str, bool]:
                 return rest, prefix == "i"
         return {"len": "__len__", "hash": "__hash__"}.get(name, name), False
     return name.rstrip("_"), name.endswith("_")
-
-
-def named_tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, Tensor]]:
-    """Parameters and behind them buffers, each once, by the first name it has; one walk over the modules of a network."""
-    found: dict[int, tuple[str, Tensor]] = {}
-    for kind in ("_parameters", "_buffers"):
-        for name, module in modules.items():
-            for key, tensor in getattr(module, kind).items():
-                if tensor is not None and id(tensor) not in found:
-                    found[id(tensor)] = (f"{name}.{key}" if name else key, tensor)
-    return list(found.values())
 
 
 class Whereabouts:

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rlprune.errors import UserError
 from rlprune.graph import rules, shapes
-from rlprune.graph.calls import Call, Key, Whereabouts, named_tensors
+from rlprune.graph.calls import Call, Key, Whereabouts
 from rlprune.graph.labels import Channels, Labels, LabelSpace, Slot, base_of, layer_of, tensors_in
+from rlprune.graph.run import named_tensors
 from rlprune.graph.shapeless import Shapeless, constants
 from rlprune.graph.sizes import Size, plain, sizes_in
 

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.graph import rules, shapes
-from rlprune.graph.calls import named_tensors
 from rlprune.graph.channel_graph import ChannelGraph
-from rlprune.graph.labels import tensors_in
-from rlprune.graph.run import call, copy_module
+from rlprune.graph.run import Stage, call, named_tensors
 from rlprune.graph.shapeless import SIZED, Shapeless, TimeLimitError, constants
 from rlprune.graph.surgery import Slices, patch
 
@@ -63,12 +61,12 @@ _LARGEST = 256
 
 
 def rehearse(
-    model: nn.Module, graph: ChannelGraph, inputs: Any, calls: Calls, device: torch.device, time_limit: float, keys: Sequence[str] = ()
+    stage: Stage, graph: ChannelGraph, inputs: Any, calls: Calls, device: torch.device, time_limit: float, keys: Sequence[str] = ()
 ) -> ChannelGraph:
     """The graph without the groups whose number of units steers the code; they are frozen and say how.
 
     Args:
-        model: a copy of the network that nobody else uses, in eval mode.
+        stage: copies of the network.
         graph: its channel graph.
         inputs: example inputs without values.
         calls: what the trace saw.
@@ -76,48 +74,57 @@ def rehearse(
         time_limit: seconds.
         keys: groups whose number of units the code looks things up by: they are rehearsed at every width.
     """
-    graph = _every_width(_Stage(model, graph, inputs, calls, device, time_limit), graph, keys) if keys else graph
-    stage = _Stage(model, graph, inputs, calls, device, time_limit)
+    plans = _Plans(stage, graph, inputs, calls, device, time_limit)
+    if keys:
+        graph = plans.graph = _every_width(plans, graph, keys)
     names = [group.name for group in graph.groups if group.num_units > 1]
-    if all(stage.try_ends(names, few=few) is None for few in (False, True)):
+    if all(plans.try_ends(names, few=few) is None for few in (False, True)):
         return graph
     reasons: dict[str, str] = {}
     for name in names:
-        found = [problem for few in (False, True) if (problem := stage.try_ends([name], few=few)) is not None]
+        found = [problem for few in (False, True) if (problem := plans.try_ends([name], few=few)) is not None]
         if found:
             reasons[name] = f"their number steers the code ({found[0]})"
-    graph = graph.freeze(reasons)
+    graph = plans.graph = graph.freeze(reasons)
     names = [name for name in names if name not in reasons]
-    stage = _Stage(model, graph, inputs, calls, device, time_limit)
-    problems = [problem for few in (False, True) if (problem := stage.try_ends(names, few=few)) is not None]
+    problems = [problem for few in (False, True) if (problem := plans.try_ends(names, few=few)) is not None]
     return graph.freeze(dict.fromkeys(names, f"their numbers together steer the code ({problems[0]})")) if problems else graph
 
 
-def _every_width(stage: "_Stage", graph: ChannelGraph, keys: Sequence[str]) -> ChannelGraph:
+def _every_width(plans: "_Plans", graph: ChannelGraph, keys: Sequence[str]) -> ChannelGraph:
     units = {group.name: group.num_units for group in graph.groups if group.name in keys}
     reasons = {name: f"their number is used as a key, and {count} are too many to try" for name, count in units.items() if count > _LARGEST}
     for name, count in units.items():
         for kept in range(1, count):
-            problem = None if name in reasons else stage.try_plan({name: np.arange(kept)})
+            problem = None if name in reasons else plans.try_plan({name: np.arange(kept)})
             if problem is not None:
                 reasons[name] = f"their number is used as a key ({problem})"
     return graph.freeze(reasons)
 
 
-class _Stage:
+class _Plans:
     """One copy of the network whose tensors are exchanged for those of a plan, without values."""
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, inputs: Any, calls: Calls, device: torch.device, time_limit: float) -> None:
-        self.graph, self.inputs, self.calls, self.device, self.time_limit = graph, inputs, calls, device, time_limit
-        self.tensors = named_tensors(dict(model.named_modules()))
-        self.model = copy_module(model, {id(tensor): tensor for _, tensor in self.tensors}, apart=True)
-        name_of = {id(tensor): name for name, tensor in self.tensors}
-        self.places: dict[str, list[tuple[dict[str, Any], str]]] = {}
-        for module in self.model.modules():
-            for holder in (module._parameters, module._buffers):
-                for key, tensor in holder.items():
-                    if tensor is not None and id(tensor) in name_of:
-                        self.places.setdefault(name_of[id(tensor)], []).append((holder, key))
+    def __init__(self, stage: Stage, graph: ChannelGraph, inputs: Any, calls: Calls, device: torch.device, time_limit: float) -> None:
+        self.stage, self.graph, self.inputs, self.calls, self.device, self.time_limit = stage, graph, inputs, calls, device, time_limit
+        self.sizes = np.stack(graph.cost.sizes, axis=1)[: len(graph.cost.names)]
+        self.model: nn.Module | None = None
+
+    def _take(self) -> nn.Module:
+        """A copy of the network, and every place in it that holds a tensor, so that shared ones are exchanged in all of them."""
+        model = self.stage.get()
+        if model is not self.model:
+            self.model, self.modules = model, dict(model.named_modules())
+            self.tensors = named_tensors(self.modules)
+            self.dressed = np.zeros(len(self.tensors), dtype=bool)  # tensors that the plan before had cut
+            name_of = {id(tensor): name for name, tensor in self.tensors}
+            self.places: dict[str, list[tuple[dict[str, Any], str]]] = {}
+            for module in self.modules.values():
+                for holder in (module._parameters, module._buffers):
+                    for key, tensor in holder.items():
+                        if tensor is not None and id(tensor) in name_of:
+                            self.places.setdefault(name_of[id(tensor)], []).append((holder, key))
+        return model
 
     def try_ends(self, names: Iterable[str], *, few: bool) -> str | None:
         """What differs when all but one unit of these groups go, or one unit each does; None if nothing does."""
@@ -126,12 +133,12 @@ class _Stage:
 
     def try_plan(self, keep: Mapping[str, np.ndarray]) -> str | None:
         """What differs under a plan."""
+        model = self._take()
         self._dress(keep)
         mode = _Rehearsal(self.calls, self.device, self.time_limit)
         try:
-            with torch.no_grad(), mode:
-                outputs = call(self.model, self.inputs)
-            list(tensors_in(outputs))
+            with torch.no_grad(), self.stage.playing(), mode:
+                call(model, self.inputs)
             return None if mode.at == len(self.calls) else f"no `{self.calls[mode.at][0]}`"
         except (_DiffersError, TimeLimitError) as error:
             return str(error)
@@ -142,17 +149,20 @@ class _Stage:
             mode.undo_writes()
 
     def _dress(self, keep: Mapping[str, np.ndarray]) -> None:
-        slices = Slices(self.graph, keep)
-        for name, tensor in self.tensors:
+        slices = Slices(self.graph, keep) if self.graph.indices else None
+        cost = self.graph.cost
+        sizes = np.stack(cost.left(self.graph.counts(keep)), axis=1)[: len(cost.names)]
+        changed = (sizes != self.sizes).any(axis=1)
+        for row, (name, tensor) in enumerate(self.tensors):
+            if not (changed[row] or self.dressed[row] or slices is not None):
+                continue
             result: Tensor = tensor
-            if name in slices.renumbered:
+            if slices is not None and name in slices.renumbered:
                 result = slices.cut(name, tensor.detach())
-            elif name in slices.dims:
-                shape = list(tensor.shape)
-                for dim, kept in slices.dims[name]:
-                    shape[dim] = len(kept)
+            elif changed[row]:
+                shape = sizes[row, : tensor.ndim].astype(int).tolist()
                 result = torch.empty(shape, dtype=tensor.dtype, device="meta")
-                result = nn.Parameter(result, requires_grad=False) if isinstance(tensor, nn.Parameter) else result
             for holder, key in self.places.get(name, []):
                 holder[key] = result
-        patch(self.model, self.graph, keep)
+        self.dressed = changed
+        patch(self.modules, self.graph, keep)

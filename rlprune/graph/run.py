@@ -5,7 +5,7 @@ import dataclasses
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -226,3 +226,74 @@ def _restore(now: dict[str, Any], then: dict[str, Any]) -> None:
             return
     now.clear()
     now.update(then)
+
+
+_STANDARD = frozenset(nn.Module().__dict__)
+
+
+class Stage:
+    """Copies of a network, in eval mode, for its code to play on: they share its tensors and nothing else.
+
+    A network that keeps things besides modules, tensors and plain values (caches, lists, hooks) gets a new copy every time.
+
+    Raises:
+        UserError: the network holds something that cannot be copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        modules = list(model.modules())
+        self._overridden = any(type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval for m in modules)
+        self._stateful = self._overridden or any(_keeps(module) for module in modules)
+        self._copy: nn.Module | None = None
+
+    def get(self) -> nn.Module:
+        """A copy as fresh as the original."""
+        if self._copy is None or self._stateful:
+            memo: dict[int, Any] = {}
+            if not self._overridden:  # eval mode may change weights there, so the copy has its own
+                memo = {id(tensor): tensor for _, tensor in named_tensors(dict(self._model.named_modules()))}
+            self._copy = copy_module(self._model, memo, apart=True)
+            if self._overridden:
+                self._copy.eval()
+            else:
+                for module in self._copy.modules():
+                    module.__dict__["training"] = False
+        return self._copy
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """Attributes that the code sets are put back."""
+        assert self._copy is not None
+        own = () if self._stateful else (m for m in self._copy.modules() if not type(m).__module__.startswith("torch.nn.modules."))
+        states = [(module, module.__dict__.copy()) for module in own]  # torch's own layers set no attributes
+        try:
+            yield
+        finally:
+            for module, state in states:
+                _restore(module.__dict__, state)
+
+
+def _keeps(module: nn.Module) -> bool:
+    for name, value in module.__dict__.items():
+        kind = type(value)
+        if (
+            kind in _ATOMS
+            or name in ("_modules", "_parameters", "_buffers")
+            or (kind is tuple and all(type(item) in _ATOMS for item in value))
+        ):
+            continue
+        if name not in _STANDARD or value:
+            return True
+    return False
+
+
+def named_tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, Tensor]]:
+    """Parameters and behind them buffers, each once, by the first name it has; one walk over the modules of a network."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for kind in ("_parameters", "_buffers"):
+        for name, module in modules.items():
+            for key, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in found:
+                    found[id(tensor)] = (f"{name}.{key}" if name else key, tensor)
+    return list(found.values())

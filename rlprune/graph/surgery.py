@@ -1,6 +1,7 @@
 """Removing and zeroing channels."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.errors import UserError
-from rlprune.graph.calls import named_tensors
 from rlprune.graph.channel_graph import ChannelGraph, Keep, width_after
-from rlprune.graph.run import copy_module
+from rlprune.graph.run import copy_module, named_tensors
 
 
 def prune(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
@@ -37,7 +37,7 @@ def prune(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
             result = result.clone()
         memo[id(tensor)] = nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
     pruned = copy_module(model, memo)
-    patch(pruned, graph, keep)
+    patch(dict(pruned.named_modules()), graph, keep)
     return pruned
 
 
@@ -136,7 +136,7 @@ class Slicer:
             result = slices.cut(name, tensor.detach())
             for holder, key in self._places.get(name, []):
                 holder[key] = nn.Parameter(result, requires_grad=False) if isinstance(tensor, nn.Parameter) else result
-        patch(self._skeleton, self._graph, keep)
+        patch(dict(self._skeleton.named_modules()), self._graph, keep)
         return self._skeleton
 
 
@@ -158,9 +158,8 @@ def _require_match(tensors: list[tuple[str, Tensor]], graph: ChannelGraph) -> No
             raise UserError(f"{name}: is not as the graph knows it; trace this network again, or use graph.after(keep) for a pruned one")
 
 
-def patch(model: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
+def patch(modules: Mapping[str, nn.Module], graph: ChannelGraph, keep: Keep) -> None:
     """Make the sizes that modules keep as attributes agree with their weights; what a module says now is not trusted."""
-    modules = dict(model.named_modules())
     for name, module in modules.items():
         if not isinstance(module, _PATCHED):
             continue

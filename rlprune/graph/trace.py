@@ -1,23 +1,23 @@
 """From a network and an example input to its channel graph."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from rlprune.cost import CostModel
 from rlprune.errors import UserError
-from rlprune.graph.calls import named_tensors
 from rlprune.graph.channel_graph import ChannelGraph, Frozen, Group, IndexBuffer, Member, Width, ZeroPoint
 from rlprune.graph.grouping import Grouping, group_labels
 from rlprune.graph.labels import Labels, Slot, layer_of, tensors_in
 from rlprune.graph.recorder import Recorder
 from rlprune.graph.rehearse import rehearse
-from rlprune.graph.run import call, call_model, copy_inputs, copy_module, evaluating, map_tensors
+from rlprune.graph.run import Stage, call, call_model, copy_inputs, evaluating, map_tensors, named_tensors
 from rlprune.graph.shapeless import TimeLimitError
 from rlprune.graph.sizes import Size
 from rlprune.graph.verify import freeze_failures
@@ -70,14 +70,14 @@ def _trace(model: nn.Module, example_inputs: Any, ignore: Iterable[str], time_li
     return freeze_failures(model, graph, example_inputs) if prove or (prove is None and graph.doubts) else graph
 
 
-def _stage(model: nn.Module) -> nn.Module | None:
-    """A copy that shares the network's tensors and nothing else, for its code to play on; None if it cannot be copied."""
-    own = any(type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval for module in model.modules())
-    memo: dict[int, Any] = {} if own else {id(tensor): tensor for _, tensor in named_tensors(dict(model.named_modules()))}
+def _stage(model: nn.Module) -> Stage | None:
+    """Where the code plays without values; None if the network cannot be copied."""
+    stage = Stage(model)
     try:
-        return copy_module(model, memo, apart=True).eval()  # somebody may do more than set a flag, so also the tensors are copied then
+        stage.get()
     except UserError:
         return None
+    return stage
 
 
 def _recorder(model: nn.Module, example_inputs: Any, time_limit: float, *, symbolic: bool) -> Recorder:
@@ -90,11 +90,13 @@ def _without_values(inputs: Any) -> Any:
     return map_tensors(inputs, lambda tensor: tensor.detach().to("meta") if tensor.is_floating_point() else tensor.clone())
 
 
-def _record_symbolic(stage: nn.Module, example_inputs: Any, time_limit: float) -> Recorder | None:
+def _record_symbolic(stage: Stage, example_inputs: Any, time_limit: float) -> Recorder | None:
     """A trace without values; None if the network's code looks at them."""
-    recorder = _recorder(stage, example_inputs, time_limit, symbolic=True)
+    model = stage.get()
+    recorder = _recorder(model, example_inputs, time_limit, symbolic=True)
     try:
-        _run(stage, _without_values(example_inputs), recorder, scripted=False)
+        with stage.playing():
+            _run(model, _without_values(example_inputs), recorder, scripted=False)
     except TimeLimitError:
         raise
     except Exception:  # whatever it is: on real numbers it goes well, or is reported
@@ -105,9 +107,9 @@ def _record_symbolic(stage: nn.Module, example_inputs: Any, time_limit: float) -
 def _run(model: nn.Module, inputs: Any, recorder: Recorder, *, scripted: bool) -> None:
     for tensor in tensors_in(inputs):
         recorder.set(tensor, None, "the model's input")
-    kept = _keeping_attributes(recorder) if recorder.symbolic else evaluating(model)
+    kept = nullcontext() if recorder.symbolic else evaluating(model)
     with kept, torch.no_grad(), recorder.beside_scripts(scripted):
-        _tag_attributes(recorder)
+        tagged = _tag_attributes(recorder)
         try:
             if recorder.symbolic:
                 with recorder:
@@ -116,6 +118,8 @@ def _run(model: nn.Module, inputs: Any, recorder: Recorder, *, scripted: bool) -
                 result = call_model(model, inputs, recorder)
         finally:
             recorder.undo_writes()
+            for state, values in tagged:
+                state.update(values)
         outputs = list(tensors_in(result))
         if not outputs:
             raise UserError(f"{type(model).__name__}: returns no tensor, so nothing can be compared after pruning")
@@ -125,27 +129,14 @@ def _run(model: nn.Module, inputs: Any, recorder: Recorder, *, scripted: bool) -
 
 def _key_groups(recorder: Recorder, graph: ChannelGraph) -> list[str]:
     """Groups whose number of units the code looks things up by."""
-    slots = {
-        slot for labels in (symbol.labels for symbol in recorder.space.keys) if labels is not None for slot in _slots_of(recorder, labels)
-    }
-    return [group.name for group in graph.groups if any((member.tensor, member.dim) in slots for member in group.members)]
-
-
-def _slots_of(recorder: Recorder, labels: Labels) -> list[Slot]:
-    classes = set(recorder.space.components()[labels].tolist())
+    counted = [symbol.labels for symbol in recorder.space.keys if symbol.labels is not None]
+    if not counted:
+        return []
+    components = recorder.space.components()
+    classes = np.unique(np.concatenate([components[labels] for labels in counted]))
     known = recorder.space.slots.items()
-    return [slot for slot, own in known if not isinstance(own, str) and classes & set(recorder.space.components()[own].tolist())]
-
-
-@contextmanager
-def _keeping_attributes(recorder: Recorder) -> Iterator[None]:
-    """Attributes that are tagged, as they were: the copy is used again."""
-    states = [(module, module.__dict__.copy()) for module in recorder.modules.values() if isinstance(module, TAGGED)]
-    try:
-        yield
-    finally:
-        for module, state in states:
-            module.__dict__.update(state)
+    slots = {slot for slot, labels in known if not isinstance(labels, str) and np.isin(components[labels], classes).any()}
+    return [group.name for group in graph.groups if any((member.tensor, member.dim) in slots for member in group.members)]
 
 
 _ATTRIBUTES: tuple[tuple[type[nn.Module], tuple[tuple[str, str, int | None], ...]], ...] = (
@@ -157,15 +148,14 @@ _ATTRIBUTES: tuple[tuple[type[nn.Module], tuple[tuple[str, str, int | None], ...
 )
 
 
-TAGGED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, *(kind for kind, _ in _ATTRIBUTES))
-
-
-def _tag_attributes(recorder: Recorder) -> None:
-    """Let the sizes that layers keep as attributes, and that pruning changes, tell what they count."""
+def _tag_attributes(recorder: Recorder) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Let the sizes that layers keep as attributes, and that pruning changes, tell what they count; returns what they were."""
+    tagged = []
     space = recorder.space
     for name, module in recorder.modules.items():
         state, prefix = module.__dict__, f"{name}." if name else ""
         if isinstance(module, nn.modules.conv._ConvNd):
+            tagged.append((state, {name: state[name] for name in ("out_channels", "in_channels", "groups")}))
             out, into = (1, 0) if module.transposed else (0, 1)
             grouped = module.groups > 1
             if not grouped or not module.transposed:
@@ -183,8 +173,10 @@ def _tag_attributes(recorder: Recorder) -> None:
                     if tensor == "weight" and module._parameters.get("weight") is None:
                         tensor, dim = ("running_mean", 0) if module._buffers.get("running_mean") is not None else ("", None)
                     if type(value) is int:
+                        tagged.append((state, {attribute: value}))
                         state[attribute] = Size.of(value, space, slot=None if dim is None else (prefix + tensor, dim), owner=name)
                 break
+    return tagged
 
 
 def _apply_ignore(recorder: Recorder, ignore: Iterable[str]) -> None:
