@@ -177,8 +177,8 @@ def norm(recorder: "Recorder", call: "Call") -> None:
         recorder.attach_vector(vector, channels.labels, call, "statistic")
     for vector in affine:
         recorder.attach_vector(vector, channels.labels, call)
-    where = recorder.where()
-    if not affine and not statistics and isinstance(recorder.modules[where], nn.modules.batchnorm._NormBase):
+    where = recorder.where() if not affine and not statistics else ""
+    if isinstance(recorder.modules[where], nn.modules.batchnorm._NormBase) and not affine and not statistics:
         recorder.widths.append((where, "num_features", channels.labels))
         recorder.know(where, "num_features", channels.labels)
     channels = Channels(1, channels.labels, clean=len(affine) == 2)
