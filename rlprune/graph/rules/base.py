@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +85,21 @@ def without_channels(recorder: "Recorder", call: "Call", source: Tensor) -> None
     reason = recorder.why_fixed(source)
     for output in call.outputs:
         recorder.set(output, None, reason)
+
+
+def following(rule: Callable[["Recorder", "Call", Tensor, Channels], None]) -> Rule:
+    """A rule for calls whose first tensor carries channels; without any, the result carries none either."""
+
+    @wraps(rule)
+    def follow(recorder: "Recorder", call: "Call") -> None:
+        source = call.tensors[0]
+        channels = recorder.channels(source)
+        if channels is None:
+            without_channels(recorder, call, source)
+        else:
+            rule(recorder, call, source, channels)
+
+    return follow
 
 
 def lost_axis(recorder: "Recorder", call: "Call", channels: Channels, reason: str) -> None:

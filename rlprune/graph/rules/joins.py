@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlprune.graph.labels import Channels, Labels
-from rlprune.graph.rules.base import Rule, boundary, lost_axis, unite_columns, unite_rows, unite_shares, without_channels
+from rlprune.graph.rules.base import Rule, boundary, following, lost_axis, unite_columns, unite_rows, unite_shares, without_channels
 from rlprune.graph.sizes import Size, sizes_in
 
 if TYPE_CHECKING:
@@ -19,15 +19,11 @@ MAY_ZERO = frozenset("cat concat concatenate stack hstack vstack dstack setitem"
 
 
 def cat(recorder: "Recorder", call: "Call") -> None:
-    """Concatenation: along the channels their labels line up, along another axis they are united."""
+    """cat, stack and the like: along the channels their labels line up, along another axis they are united."""
     parts = [part for part in call.argument("tensors", 0) if part.shape != (0,)]  # torch.cat skips those
-    if call.name in ("hstack", "vstack", "dstack"):
-        axis = {"hstack": 1, "vstack": 0, "dstack": 2}[call.name]
-        if any(part.ndim <= axis for part in parts):
-            recorder.barrier(call, f"no channel rule for this use of {call.label}")
-            return
-    else:
-        axis = call.argument("dim", 1, 0) % call.output.ndim
+    stacked = call.name == "stack"
+    fixed_axis = {"hstack": 1, "vstack": 0, "dstack": 2}.get(call.name)
+    axis = call.argument("dim", 1, 0) % call.output.ndim if fixed_axis is None else fixed_axis
     found = [recorder.channels(part) for part in parts]
     known = next((c for p, c in zip(parts, found, strict=True) if c is not None and recorder.parameter_name(p) is None), None)
     known = known or next((channels for channels in found if channels is not None), None)
@@ -36,17 +32,17 @@ def cat(recorder: "Recorder", call: "Call") -> None:
             recorder.hold(part, f"it is joined in {call.label}")
         recorder.set(call.output, None, recorder.why_fixed(*parts))
         return
-    if any(channels is not None and channels.axis != known.axis for channels in found):
+    if any(part.ndim <= axis and not stacked for part in parts) or any(c is not None and c.axis != known.axis for c in found):
         recorder.barrier(call, f"{call.label} joins channels on different axes")
         return
     clean = all(channels is not None and channels.clean for channels in found)
     constants = [channels is None or channels.constant for channels in found]
-    if axis == known.axis:
+    if axis == known.axis and not stacked:
         result = Channels(axis, _line_up(recorder, call, parts, found, axis), clean, all(constants))
     else:
         for part, channels in zip(parts, found, strict=True):
             _pair(recorder, call, part, channels, known)
-        result = Channels(known.axis, known.labels, clean, all(constants))
+        result = Channels(known.axis + (stacked and known.axis >= axis), known.labels, clean, all(constants))
     recorder.set(call.output, result)
     if any(constants) and not all(constants):
         recorder.zero_behind(call, result)
@@ -77,37 +73,9 @@ def _pair(recorder: "Recorder", call: "Call", part: Tensor, channels: Channels |
         recorder.space.pin(known.labels, f"shared with {recorder.why_fixed(part)} in {call.label}")
 
 
-def stack(recorder: "Recorder", call: "Call") -> None:
-    """Tensors side by side along a new axis: their channels are united."""
-    parts = list(call.argument("tensors", 0))
-    axis = call.argument("dim", 1, 0) % call.output.ndim
-    found = [recorder.channels(part) for part in parts]
-    known = next((channels for channels in found if channels is not None), None)
-    if known is None:
-        for part in parts:
-            recorder.hold(part, f"it is joined in {call.label}")
-        recorder.set(call.output, None, recorder.why_fixed(*parts))
-        return
-    if any(channels is not None and channels.axis != known.axis for channels in found):
-        recorder.barrier(call, f"{call.label} joins channels on different axes")
-        return
-    for part, channels in zip(parts, found, strict=True):
-        _pair(recorder, call, part, channels, known)
-    clean = all(channels is not None and channels.clean for channels in found)
-    constants = [channels is None or channels.constant for channels in found]
-    result = Channels(known.axis + (known.axis >= axis), known.labels, clean, all(constants))
-    recorder.set(call.output, result)
-    if any(constants) and not all(constants):
-        recorder.zero_behind(call, result)
-
-
-def split(recorder: "Recorder", call: "Call") -> None:
+@following
+def split(recorder: "Recorder", call: "Call", source: Tensor, channels: Channels) -> None:
     """chunk, split and tensor_split: equal parts stay equal, parts of a computed size follow it, literal ones stay."""
-    source = call.tensors[0]
-    channels = recorder.channels(source)
-    if channels is None:
-        without_channels(recorder, call, source)
-        return
     axis = call.argument("dim", 2, 0) % source.ndim
     outputs = call.outputs
     if axis != channels.axis:
@@ -166,13 +134,9 @@ def glu(recorder: "Recorder", call: "Call") -> None:
     recorder.set(call.output, channels._replace(labels=halves[0].copy()))
 
 
-def getitem(recorder: "Recorder", call: "Call") -> None:
+@following
+def getitem(recorder: "Recorder", call: "Call", source: Tensor, channels: Channels) -> None:
     """Indexing with slices, numbers, None, Ellipsis and constant indices."""
-    source = call.args[0]
-    channels = recorder.channels(source)
-    if channels is None:
-        without_channels(recorder, call, source)
-        return
     found = _pick(recorder, call, source, channels, call.args[1])
     if found is not None:
         recorder.set(call.output, found)
@@ -360,13 +324,9 @@ def narrow(recorder: "Recorder", call: "Call") -> None:
     recorder.set(call.output, channels._replace(labels=_cut(recorder, call, slice(start, start + length), channels.labels)))
 
 
-def take_one(recorder: "Recorder", call: "Call") -> None:
+@following
+def take_one(recorder: "Recorder", call: "Call", source: Tensor, channels: Channels) -> None:
     """Select and unbind: one axis goes."""
-    source = call.args[0]
-    channels = recorder.channels(source)
-    if channels is None:
-        without_channels(recorder, call, source)
-        return
     axis = call.argument("dim", 1, 0) % source.ndim
     if axis != channels.axis:
         for output in call.outputs:
@@ -409,8 +369,7 @@ def roll(recorder: "Recorder", call: "Call") -> None:
 
 
 TABLE: dict[str, Rule] = {
-    **dict.fromkeys(("cat", "concat", "concatenate", "hstack", "vstack", "dstack"), cat),
-    "stack": stack,
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"), cat),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), split),
     "getitem": getitem,
     "setitem": setitem,

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from rlprune.graph.labels import Channels, Labels
-from rlprune.graph.rules.base import Rule, followed, marker, unite_columns, unite_rows, without_channels
+from rlprune.graph.rules.base import Rule, followed, following, marker, unite_columns, unite_rows, without_channels
 from rlprune.graph.sizes import Size, sizes_in
 
 if TYPE_CHECKING:
@@ -235,13 +235,9 @@ def _repeat_single(recorder: "Recorder", call: "Call", source: Tensor, channels:
     without_channels(recorder, call, source)
 
 
-def flip(recorder: "Recorder", call: "Call") -> None:
+@following
+def flip(recorder: "Recorder", call: "Call", source: Tensor, channels: Channels) -> None:
     """Reversed axes."""
-    source = call.tensors[0]
-    channels = recorder.channels(source)
-    if channels is None:
-        without_channels(recorder, call, source)
-        return
     dims = call.dims(1, "dims") if call.name == "flip" else {"fliplr": 1, "flipud": 0}[call.name]
     axes = {dim % source.ndim for dim in ([dims] if isinstance(dims, int) else dims)}
     labels = channels.labels[::-1].copy() if channels.axis in axes else channels.labels

@@ -3,8 +3,10 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from rlprune.graph.labels import Channels
-from rlprune.graph.rules.base import Rule, without_channels
+from rlprune.graph.rules.base import Rule, following, without_channels
 from rlprune.graph.rules.pointwise import elementwise
 
 if TYPE_CHECKING:
@@ -52,13 +54,9 @@ def reduction(recorder: "Recorder", call: "Call") -> None:
         recorder.zero_behind(call, result)
 
 
-def along(recorder: "Recorder", call: "Call") -> None:
+@following
+def along(recorder: "Recorder", call: "Call", source: Tensor, channels: Channels) -> None:
     """Softmax, sorting and running sums along an axis that does not hold the channels."""
-    source = call.tensors[0]
-    channels = recorder.channels(source)
-    if channels is None:
-        without_channels(recorder, call, source)
-        return
     position = {"topk": 2}.get(call.name, 1)
     axis = call.argument("dim", position, None if call.name in ("softmax", "log_softmax", "softmin", "cumsum") else -1)
     if not isinstance(axis, int) or isinstance(axis, bool) or axis % source.ndim == channels.axis:
@@ -71,13 +69,9 @@ def along(recorder: "Recorder", call: "Call") -> None:
         recorder.zero_behind(call, result)
 
 
-def normalize(recorder: "Recorder", call: "Call") -> None:
+@following
+def normalize(recorder: "Recorder", call: "Call", source: Tensor, channels: Channels) -> None:
     """F.normalize: over the channels, zeroed ones add nothing to the norm."""
-    source = call.tensors[0]
-    channels = recorder.channels(source)
-    if channels is None:
-        without_channels(recorder, call, source)
-        return
     order = call.argument("p", 1, 2.0)
     if channels.axis in _axes(call.argument("dim", 2, 1), source.ndim) and not (channels.clean and order > 0 and math.isfinite(order)):
         recorder.barrier(call, f"{call.label} mixes channels")
