@@ -56,6 +56,7 @@ class Recorder(Shapeless):
         self.batch_size = max(1, batch_size)
         self.symbolic = symbolic
         self.seen: Calls = []  # for rehearsals
+        self.widths_read = False  # whether the code asked how many channels there are
         self.failed = False  # a call raised, whatever the network's code did with the exception
         self.token = object()
         self.zero_points: list[tuple[Key, Channels]] = []
@@ -159,8 +160,10 @@ class Recorder(Shapeless):
         if name in ("shape", "size", "__len__", "numel", "nelement", "stride") and source is not None:
             result = func(*plain(args), **plain(kwargs))
             if id(source) in self.names:
+                self.widths_read = True
                 return self._sized_parameter(name, args, kwargs, result)
             channels = self.channels(source)
+            self.widths_read = self.widths_read or channels is not None
             return result if channels is None else self._sized(name, args, kwargs, result, channels)
         known = self.place(name) if self.symbolic and source is not None and source.is_meta else None
         return func(*plain(args), **plain(kwargs)) if known is None else known

@@ -1,8 +1,9 @@
 """Running the code of pruned networks on shapes alone: it must do the same calls with the same numbers.
 
 A trace sees sizes only as long as they are followed. Where code turns one into a plain number behind its back (`len(x)`, `range(c)`, a
-dict keyed by width) nothing shows until the width changes. So the network is rehearsed at other widths: all groups but one unit each, and
-one unit each. A call that is new, gone, or gets another number than a size that is known to follow betrays the code.
+dict keyed by width) nothing shows until the width changes. So the network is rehearsed with one unit of every group; where its code asks
+for a number of channels also with all units but one; where it looks things up by such a number, at every width. A call that is new, gone, or gets another number than a size that is known to follow
+betrays the code.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,7 +62,15 @@ _LARGEST = 256
 
 
 def rehearse(
-    stage: Stage, graph: ChannelGraph, inputs: Any, calls: Calls, device: torch.device, time_limit: float, keys: Sequence[str] = ()
+    stage: Stage,
+    graph: ChannelGraph,
+    inputs: Any,
+    calls: Calls,
+    *,
+    device: torch.device,
+    time_limit: float,
+    thorough: bool = True,
+    keys: Sequence[str] = (),
 ) -> ChannelGraph:
     """The graph without the groups whose number of units steers the code; they are frozen and say how.
 
@@ -72,22 +81,24 @@ def rehearse(
         calls: what the trace saw.
         device: where the example inputs really are.
         time_limit: seconds.
+        thorough: whether the code asks for numbers of channels.
         keys: groups whose number of units the code looks things up by: they are rehearsed at every width.
     """
     plans = _Plans(stage, graph, inputs, calls, device, time_limit)
     if keys:
         graph = plans.graph = _every_width(plans, graph, keys)
+    ends = (False, True) if thorough else (True,)
     names = [group.name for group in graph.groups if group.num_units > 1]
-    if all(plans.try_ends(names, few=few) is None for few in (False, True)):
+    if all(plans.try_end(names, one=one) is None for one in ends):
         return graph
     reasons: dict[str, str] = {}
     for name in names:
-        found = [problem for few in (False, True) if (problem := plans.try_ends([name], few=few)) is not None]
+        found = [problem for one in ends if (problem := plans.try_end([name], one=one)) is not None]
         if found:
             reasons[name] = f"their number steers the code ({found[0]})"
     graph = plans.graph = graph.freeze(reasons)
     names = [name for name in names if name not in reasons]
-    problems = [problem for few in (False, True) if (problem := plans.try_ends(names, few=few)) is not None]
+    problems = [problem for one in ends if (problem := plans.try_end(names, one=one)) is not None]
     return graph.freeze(dict.fromkeys(names, f"their numbers together steer the code ({problems[0]})")) if problems else graph
 
 
@@ -126,10 +137,10 @@ class _Plans:
                             self.places.setdefault(name_of[id(tensor)], []).append((holder, key))
         return model
 
-    def try_ends(self, names: Iterable[str], *, few: bool) -> str | None:
-        """What differs when all but one unit of these groups go, or one unit each does; None if nothing does."""
+    def try_end(self, names: Iterable[str], *, one: bool) -> str | None:
+        """What differs when one unit of each of these groups is left, or all but one; None if nothing does."""
         units = {group.name: group.num_units for group in self.graph.groups}
-        return self.try_plan({name: np.arange(1 if few else units[name] - 1) for name in names})
+        return self.try_plan({name: np.arange(1 if one else units[name] - 1) for name in names})
 
     def try_plan(self, keep: Mapping[str, np.ndarray]) -> str | None:
         """What differs under a plan."""

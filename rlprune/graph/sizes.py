@@ -200,6 +200,16 @@ class Size(int):
             self.symbols.space.keys.extend(self.symbols)
         return int.__hash__(self)
 
+    def __str__(self) -> str:
+        hash(self)  # text may become a key
+        return int.__repr__(self)
+
+    __repr__ = __str__
+
+    def __format__(self, form: str) -> str:
+        hash(self)
+        return int.__format__(self, form)
+
     def __reduce__(self) -> Any:
         return int, (int.__index__(self),)
 

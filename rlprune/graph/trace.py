@@ -1,8 +1,9 @@
 """From a network and an example input to its channel graph."""
 
+import gc
 import re
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,20 @@ def trace(
     lazy = next((name for name, tensor in model.named_parameters() if isinstance(tensor, UninitializedParameter)), None)
     if lazy is not None:
         raise UserError(f"{lazy}: has no shape yet; run the network once, then trace it")
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), _without_collection():
         return _trace(model, example_inputs, ignore, time_limit, prove)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No garbage collection during the milliseconds of a trace: in a process with many objects it takes longer than the trace."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _trace(model: nn.Module, example_inputs: Any, ignore: Iterable[str], time_limit: float, prove: bool | None) -> ChannelGraph:
@@ -65,8 +78,16 @@ def _trace(model: nn.Module, example_inputs: Any, ignore: Iterable[str], time_li
     _apply_ignore(recorder, ignore)
     graph = _build(recorder)
     if recorder.symbolic and stage is not None and graph.groups:
-        inputs = _without_values(example_inputs)
-        graph = rehearse(stage, graph, inputs, recorder.seen, recorder.device, time_limit, _key_groups(recorder, graph))
+        graph = rehearse(
+            stage,
+            graph,
+            _without_values(example_inputs),
+            recorder.seen,
+            device=recorder.device,
+            time_limit=time_limit,
+            thorough=recorder.widths_read,
+            keys=_key_groups(recorder, graph),
+        )
     return freeze_failures(model, graph, example_inputs) if prove or (prove is None and graph.doubts) else graph
 
 
