@@ -2,8 +2,8 @@
 
 A trace sees sizes only as long as they are followed. Where code turns one into a plain number behind its back (`len(x)`, `range(c)`, a
 dict keyed by width) nothing shows until the width changes. So the network is rehearsed with one unit of every group; where its code asks
-for a number of channels also with all units but one; where it looks things up by such a number, at every width. A call that is new, gone, or gets another number than a size that is known to follow
-betrays the code.
+for a number of channels also with all units but one; where it looks things up by such a number, at every width. A call that is new, gone,
+or gets another number than a size that is known to follow betrays the code.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
