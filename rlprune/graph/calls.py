@@ -47,7 +47,8 @@ class Whereabouts:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
-        self.names = {id(tensor): name for name, tensor in named_tensors(self.modules)}
+        self.tensors = named_tensors(self.modules)
+        self.names = {id(tensor): name for name, tensor in self.tensors}
         self.paths = {id(module): name for name, module in self.modules.items()}
         self._seen: dict[tuple[str, str], int] = {}
 

@@ -14,7 +14,6 @@ from rlprune.errors import UserError
 from rlprune.graph import rules, shapes
 from rlprune.graph.calls import Call, Key, Whereabouts
 from rlprune.graph.labels import Channels, Labels, LabelSpace, Slot, base_of, layer_of, tensors_in
-from rlprune.graph.run import named_tensors
 from rlprune.graph.shapeless import Shapeless, constants
 from rlprune.graph.sizes import Size, plain, sizes_in
 
@@ -69,7 +68,7 @@ class Recorder(Shapeless):
         self.barriers: dict[str, str] = {}
         self.grouped: dict[str, tuple[int, int]] = {}  # weight → outputs and inputs of a group, where whole groups go
         self.widths: list[tuple[str, str, Labels]] = []  # (module, attribute, what it counts), where no weight tells it
-        self.whole_numbers = {id(t) for n, t in named_tensors(self.modules) if t.ndim and not t.is_floating_point() and not t.is_complex()}
+        self.whole_numbers = {id(t) for n, t in self.places.tensors if t.ndim and not t.is_floating_point() and not t.is_complex()}
         self.readers: dict[str, int] = {}  # buffer of whole numbers → calls that used it
         self.pickers: dict[str, int] = {}  # buffer of whole numbers → calls that picked channels by it
         self.indices: dict[str, Labels] = {}  # buffer of channel indices → labels of what it selects from

@@ -125,7 +125,7 @@ class _Plans:
         """A copy of the network, and every place in it that holds a tensor, so that shared ones are exchanged in all of them."""
         model = self.stage.get()
         if model is not self.model:
-            self.model, self.modules = model, dict(model.named_modules())
+            self.model, self.modules = model, self.stage.modules
             self.tensors = named_tensors(self.modules)
             self.dressed = np.zeros(len(self.tensors), dtype=bool)  # tensors that the plan before had cut
             name_of = {id(tensor): name for name, tensor in self.tensors}

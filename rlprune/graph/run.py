@@ -231,6 +231,9 @@ def _restore(now: dict[str, Any], then: dict[str, Any]) -> None:
 _STANDARD = frozenset(nn.Module().__dict__)
 
 
+_HOOKS = tuple(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict) and "hooks" in name)
+
+
 class Stage:
     """Copies of a network, in eval mode, for its code to play on: they share its tensors and nothing else.
 
@@ -242,22 +245,25 @@ class Stage:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        modules = list(model.modules())
-        self._overridden = any(type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval for m in modules)
-        self._stateful = self._overridden or any(_keeps(module) for module in modules)
+        self._originals = dict(model.named_modules())
+        kinds = {type(module) for module in self._originals.values()}
+        self._overridden = any(kind.train is not nn.Module.train or kind.eval is not nn.Module.eval for kind in kinds)
+        self._stateful = self._overridden or any(_keeps(module) for module in self._originals.values())
         self._copy: nn.Module | None = None
+        self.modules: dict[str, nn.Module] = {}  # of the copy, by qualified name
 
     def get(self) -> nn.Module:
         """A copy as fresh as the original."""
         if self._copy is None or self._stateful:
             memo: dict[int, Any] = {}
             if not self._overridden:  # eval mode may change weights there, so the copy has its own
-                memo = {id(tensor): tensor for _, tensor in named_tensors(dict(self._model.named_modules()))}
+                memo = {id(tensor): tensor for _, tensor in named_tensors(self._originals)}
             self._copy = copy_module(self._model, memo, apart=True)
+            self.modules = dict(self._copy.named_modules())
             if self._overridden:
                 self._copy.eval()
             else:
-                for module in self._copy.modules():
+                for module in self.modules.values():
                     module.__dict__["training"] = False
         return self._copy
 
@@ -265,7 +271,7 @@ class Stage:
     def playing(self) -> Iterator[None]:
         """Attributes that the code sets are put back."""
         assert self._copy is not None
-        own = () if self._stateful else (m for m in self._copy.modules() if not type(m).__module__.startswith("torch.nn.modules."))
+        own = () if self._stateful else (m for m in self.modules.values() if not type(m).__module__.startswith("torch.nn.modules."))
         states = [(module, module.__dict__.copy()) for module in own]  # torch's own layers set no attributes
         try:
             yield
@@ -275,6 +281,9 @@ class Stage:
 
 
 def _keeps(module: nn.Module) -> bool:
+    """Whether a module holds something that its code may fill or change."""
+    if type(module).__module__.startswith("torch.nn.modules."):  # they hold numbers
+        return any(module.__dict__[name] for name in _HOOKS)
     for name, value in module.__dict__.items():
         kind = type(value)
         if (

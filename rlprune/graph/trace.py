@@ -18,7 +18,7 @@ from rlprune.graph.grouping import Grouping, group_labels
 from rlprune.graph.labels import Labels, Slot, layer_of, tensors_in
 from rlprune.graph.recorder import Recorder
 from rlprune.graph.rehearse import rehearse
-from rlprune.graph.run import Stage, call, call_model, copy_inputs, evaluating, map_tensors, named_tensors
+from rlprune.graph.run import Stage, call, call_model, copy_inputs, evaluating, map_tensors
 from rlprune.graph.shapeless import TimeLimitError
 from rlprune.graph.sizes import Size
 from rlprune.graph.verify import freeze_failures
@@ -256,7 +256,7 @@ def _widths(recorder: Recorder, found: Grouping) -> tuple[Width, ...]:
 
 
 def _cost(recorder: Recorder, found: Grouping, members: list[list[Member]]) -> CostModel:
-    tensors = named_tensors(recorder.modules)
+    tensors = recorder.places.tensors
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
     rows = {name: row for row, name in enumerate(shapes)}
     taken = {}
