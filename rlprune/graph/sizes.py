@@ -76,6 +76,14 @@ class Size(int):
         return None
 
     @property
+    def positive(self) -> bool:
+        """Whether this is a sum of numbers of channels and nothing else, so that it is never zero."""
+        known = [(symbol.labels, factor) for symbol, factor in self.symbols.items()]
+        if any(labels is None or factor < 0 for labels, factor in known):
+            return False
+        return sum(len(labels) * factor for labels, factor in known if labels is not None) == int.__index__(self)
+
+    @property
     def live(self) -> bool:
         """Whether the trace that made this size goes on."""
         return self.symbols.space.open
@@ -151,9 +159,7 @@ class Size(int):
         return value
 
     def __bool__(self) -> bool:
-        known = [(symbol.labels, factor) for symbol, factor in self.symbols.items()]
-        whole = sum(len(labels) * factor for labels, factor in known if labels is not None)
-        if any(labels is None or factor < 0 for labels, factor in known) or whole != int.__index__(self):  # a sum of channels is never zero
+        if not self.positive:
             self.escape("their number is compared in the code")
         return int.__index__(self) != 0
 
@@ -172,7 +178,7 @@ class Size(int):
                 self.symbols.space.ties.append((one, two))  # an axis that the code requires to be equal to another
                 return outcome
             other.escape("their number is compared in the code")
-        elif (name, other) in _ALWAYS:
+        elif (name, other) in _ALWAYS and self.positive:
             return outcome
         self.escape("their number is compared in the code")
         return outcome
