@@ -89,6 +89,8 @@ KEPT = {
     "attribute_by_name": lambda self, x: x * getattr(self, f"scale{x.shape[1]}", 1.0),
     "text": lambda self, x: x * 2 if str(tuple(x.shape[1:])) == "(6, 8, 8)" else x,
     "difference": lambda self, x: x * 2 if x.shape[1] - 4 >= 1 else x,
+    "squeezed": lambda self, x: x * self.c(x).mean((2, 3), keepdim=True).squeeze().square().sum(-1).view(-1, 1, 1, 1) * len(x[0]),
+    "selected": lambda self, x: x + x.select(2, x.shape[1] - 1).unsqueeze(2),
     "truth": lambda self, x: x * 2 if x.shape[1] - 6 else x,
     "stride": lambda self, x: x / x.stride(0),
     "scripted_number": lambda self, x: x * inverse(x.shape[1]),
@@ -193,6 +195,46 @@ def test_closures_hooks_and_weak_references_follow_the_copy():
     pruned = rlprune.prune(network, graph, {"a": [0]})
     assert not torch.equal(pruned(EXAMPLE), network(EXAMPLE))
     assert pruned.b.parent() is pruned
+
+
+class Indirect(nn.Module):
+    """Ways to reach a module that a copy of the network does not follow."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1)
+        if form == "defaults":
+            self.run = lambda x, a=self.a, *, b=self.b: b(a(x).relu())
+        elif form == "namespace":
+            self.run = types.SimpleNamespace(__call__=lambda x: self.b(self.a(x).relu())).__call__
+        else:
+            self.held = {"deep": {"deeper": [lambda x: self.b(self.a(x).relu())]}}
+            self.run = lambda x: self.held["deep"]["deeper"][0](x)
+
+    def forward(self, x):
+        return self.run(x)
+
+
+@pytest.mark.parametrize("form", ["defaults", "namespace", "nested"])
+def test_a_copy_never_runs_the_originals_layers(form):
+    network = Indirect(form).double()
+    graph = rlprune.trace(network, EXAMPLE)
+    for group in graph.groups:
+        pruned = rlprune.prune(network, graph, {group.name: [0]})
+        assert not torch.equal(pruned(EXAMPLE), network(EXAMPLE))
+    assert graph.groups or form == "nested"
+
+
+def test_caches_outside_of_the_network_are_told_of():
+    cache = {}
+
+    class Cached(nets.Plain):
+        def forward(self, x):
+            return super().forward(x) * cache.setdefault("one", x.new_ones(1, 1))
+
+    with pytest.warns(UserWarning, match="keeps tensors outside of the network"):
+        graph = rlprune.trace(Cached().double(), EXAMPLE)
+    assert any("clear such caches" in warning for warning in graph.warnings)
 
 
 class Keeping(nets.Barrier):

@@ -14,10 +14,8 @@ from rlprune.errors import UserError
 from rlprune.graph import rules, shapes
 from rlprune.graph.calls import Call, Key, Whereabouts
 from rlprune.graph.labels import Channels, Labels, LabelSpace, Slot, base_of, layer_of, tensors_in
-from rlprune.graph.shapeless import Shapeless, constants
+from rlprune.graph.shapeless import Calls, Shapeless, constants, ranks
 from rlprune.graph.sizes import Size, plain, sizes_in
-
-Calls = list[tuple[str, tuple[Any, ...]]]
 
 
 class Note(NamedTuple):
@@ -55,6 +53,8 @@ class Recorder(Shapeless):
         self.batch_size = max(1, batch_size)
         self.symbolic = symbolic
         self.seen: Calls = []  # for rehearsals
+        self.made: list[weakref.ref[Tensor]] = []  # tensors without values
+        self.output_shapes: list[torch.Size] = []
         self.widths_read = False  # whether the code asked how many channels there are
         self.failed = False  # a call raised, whatever the network's code did with the exception
         self.token = object()
@@ -91,7 +91,7 @@ class Recorder(Shapeless):
             return self._read(name, func, args, kwargs)
         self.check_time()
         if self.symbolic:
-            self.seen.append((name, constants((*args, *kwargs.values()) if kwargs else args)))
+            numbers = constants((*args, *kwargs.values()) if kwargs else args)
         written = args[0] if in_place and args and isinstance(args[0], Tensor) else None
         if written is not None:
             self.channels(written)  # says so if it had been written to before
@@ -104,6 +104,10 @@ class Recorder(Shapeless):
         except Exception:
             self.failed = True
             raise
+        if self.symbolic:
+            self.seen.append((name, numbers, ranks(result)))
+            if isinstance(result, Tensor) and result.is_meta:
+                self.made.append(weakref.ref(result))
         note = None if written is None else self.note(written)
         if written is not None and note is not None:
             self.written[id(base_of(written))] = version_of(written)

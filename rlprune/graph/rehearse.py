@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from rlprune.graph import rules, shapes
 from rlprune.graph.channel_graph import ChannelGraph
+from rlprune.graph.labels import tensors_in
 from rlprune.graph.run import Stage, call, named_tensors
-from rlprune.graph.shapeless import SIZED, Shapeless, TimeLimitError, constants
+from rlprune.graph.shapeless import SIZED, Calls, Shapeless, TimeLimitError, constants, ranks
 from rlprune.graph.surgery import Slices, patch
-
-Calls = list[tuple[str, tuple[Any, ...]]]
-"""The calls of a pass: operation, and the plain numbers and words among its arguments."""
 
 
 class _DiffersError(Exception):
@@ -28,9 +26,9 @@ class _DiffersError(Exception):
 
 
 class _Rehearsal(Shapeless):
-    def __init__(self, calls: Calls, device: torch.device, time_limit: float) -> None:
+    def __init__(self, calls: Calls, exchanged: set[int], device: torch.device, time_limit: float) -> None:
         super().__init__(device, time_limit)
-        self.calls, self.at = calls, 0
+        self.calls, self.at, self.exchanged = calls, 0, exchanged
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,20 +39,24 @@ class _Rehearsal(Shapeless):
         self.check_time()
         if self.at == len(self.calls):
             raise _DiffersError(f"another `{name}`")
-        wanted, numbers = self.calls[self.at]
+        wanted, numbers, axes = self.calls[self.at]
         self.at += 1
         if name != wanted:
             raise _DiffersError(f"`{name}` in the place of `{wanted}`")
         found = constants((*args, *kwargs.values()))
         if found != numbers and (len(found) != len(numbers) or any(a != b and b is not SIZED for a, b in zip(found, numbers, strict=True))):
             raise _DiffersError(f"other numbers in `{name}`")
+        if self.exchanged and any(id(item) in self.exchanged for item in (*args, *kwargs.values())):
+            raise _DiffersError(f"`{name}` takes a parameter that a copy of the network should not have")
         if in_place:
             self.remember(args[0] if args else None)
         result = shapes.output(name, in_place, args, kwargs)
-        if result is not None:
-            return result
-        args, kwargs = self.without_values(name, in_place, args, kwargs, sized=SIZED in numbers)
-        return func(*args, **kwargs)
+        if result is None:
+            args, kwargs = self.without_values(name, in_place, args, kwargs, sized=SIZED in numbers)
+            result = func(*args, **kwargs)
+        if ranks(result) != axes:
+            raise _DiffersError(f"`{name}` returns another number of axes")
+        return result
 
 
 _LARGEST = 256
@@ -67,6 +69,7 @@ def rehearse(
     inputs: Any,
     calls: Calls,
     *,
+    outputs: Sequence[torch.Size],
     device: torch.device,
     time_limit: float,
     thorough: bool = True,
@@ -79,12 +82,13 @@ def rehearse(
         graph: its channel graph.
         inputs: example inputs without values.
         calls: what the trace saw.
+        outputs: shapes of what the network returns.
         device: where the example inputs really are.
         time_limit: seconds.
         thorough: whether the code asks for numbers of channels.
         keys: groups whose number of units the code looks things up by: they are rehearsed at every width.
     """
-    plans = _Plans(stage, graph, inputs, calls, device, time_limit)
+    plans = _Plans(stage, graph, inputs, calls, outputs, device, time_limit)
     if keys:
         graph = plans.graph = _every_width(plans, graph, keys)
     ends = (False, True) if thorough else (True,)
@@ -116,8 +120,18 @@ def _every_width(plans: "_Plans", graph: ChannelGraph, keys: Sequence[str]) -> C
 class _Plans:
     """One copy of the network whose tensors are exchanged for those of a plan, without values."""
 
-    def __init__(self, stage: Stage, graph: ChannelGraph, inputs: Any, calls: Calls, device: torch.device, time_limit: float) -> None:
-        self.stage, self.graph, self.inputs, self.calls, self.device, self.time_limit = stage, graph, inputs, calls, device, time_limit
+    def __init__(
+        self,
+        stage: Stage,
+        graph: ChannelGraph,
+        inputs: Any,
+        calls: Calls,
+        outputs: Sequence[torch.Size],
+        device: torch.device,
+        time_limit: float,
+    ) -> None:
+        self.stage, self.graph, self.inputs, self.device, self.time_limit = stage, graph, inputs, device, time_limit
+        self.calls, self.outputs = calls, list(outputs)
         self.sizes = np.stack(graph.cost.sizes, axis=1)[: len(graph.cost.names)]
         self.model: nn.Module | None = None
 
@@ -146,10 +160,12 @@ class _Plans:
         """What differs under a plan."""
         model = self._take()
         self._dress(keep)
-        mode = _Rehearsal(self.calls, self.device, self.time_limit)
+        mode = _Rehearsal(self.calls, self.exchanged, self.device, self.time_limit)
         try:
             with torch.no_grad(), self.stage.playing(), mode:
-                call(model, self.inputs)
+                found = [tensor.shape for tensor in tensors_in(call(model, self.inputs))]
+            if found != self.outputs:
+                return "the output changes its shape"
             return None if mode.at == len(self.calls) else f"no `{self.calls[mode.at][0]}`"
         except (_DiffersError, TimeLimitError) as error:
             return str(error)
@@ -176,4 +192,5 @@ class _Plans:
             for holder, key in self.places.get(name, []):
                 holder[key] = result
         self.dressed = changed
+        self.exchanged = {id(self.tensors[row][1]) for row in np.flatnonzero(changed).tolist()}
         patch(self.modules, self.graph, keep)

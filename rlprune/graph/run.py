@@ -146,16 +146,20 @@ class _Copier:
     def function(self, function: types.FunctionType) -> types.FunctionType:
         """The same function over copies of what it refers to in the network."""
         known: types.FunctionType | None = self.memo.get(id(function))
-        cells = function.__closure__
-        if known is not None or not cells:
-            return known or function
+        cells = function.__closure__ or ()
+        if known is not None:
+            return known
+        defaults = tuple(map(self.closed_over, function.__defaults__ or ()))
+        words = {key: self.closed_over(value) for key, value in (function.__kwdefaults__ or {}).items()}
         held = [cell.cell_contents if cell != types.CellType() else None for cell in cells]
         copies = [self.closed_over(item) for item in held]
-        if all(new is old for new, old in zip(copies, held, strict=True)):
+        old_words = (function.__kwdefaults__ or {}).values()
+        pairs = [*zip(copies, held, strict=True), *zip(defaults, function.__defaults__ or (), strict=True)]
+        if all(new is old for new, old in [*pairs, *zip(words.values(), old_words, strict=True)]):
             return function
         closure = tuple(types.CellType(new) if new is not old else cell for new, old, cell in zip(copies, held, cells, strict=True))
-        result = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
-        result.__kwdefaults__ = function.__kwdefaults__
+        result = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults or None, closure)
+        result.__kwdefaults__ = words or None
         result.__dict__.update(function.__dict__)
         self.memo[id(function)] = result
         return result

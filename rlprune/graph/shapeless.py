@@ -12,7 +12,7 @@ from rlprune.graph import shapes
 from rlprune.graph.calls import operation_name
 from rlprune.graph.labels import tensors_in
 from rlprune.graph.run import map_tensors
-from rlprune.graph.sizes import Size
+from rlprune.graph.sizes import Remainder, Size
 
 
 class TimeLimitError(UserError):
@@ -34,6 +34,8 @@ def constants(value: Any) -> tuple[Any, ...]:
         kind = type(item)
         if kind is Size:
             found.append(SIZED)
+        elif kind is Remainder:
+            found.append(0)
         elif kind in _PLAIN:
             found.append(item)
         elif isinstance(item, list | tuple):
@@ -44,6 +46,13 @@ def constants(value: Any) -> tuple[Any, ...]:
 
 
 _PLAIN = frozenset({int, float, bool, str, type(None)})
+Calls = list[tuple[str, tuple[Any, ...], tuple[int, ...]]]
+"""The calls of a pass: operation, the plain numbers and words among its arguments, and how many axes its results have."""
+
+
+def ranks(result: Any) -> tuple[int, ...]:
+    """Number of axes of every result of a call."""
+    return (result.ndim,) if isinstance(result, Tensor) else tuple(tensor.ndim for tensor in tensors_in(result))
 
 
 class Shapeless(TorchFunctionMode):

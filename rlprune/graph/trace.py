@@ -2,8 +2,10 @@
 
 import gc
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,12 +85,29 @@ def _trace(model: nn.Module, example_inputs: Any, ignore: Iterable[str], time_li
             graph,
             _without_values(example_inputs),
             recorder.seen,
+            outputs=recorder.output_shapes,
             device=recorder.device,
             time_limit=time_limit,
             thorough=recorder.widths_read,
             keys=_key_groups(recorder, graph),
         )
+    del stage
+    if recorder.symbolic and _leaked(recorder):
+        told = "the code keeps tensors outside of the network, and those made during this trace have no values: clear such caches"
+        graph = replace(graph, warnings=(*graph.warnings, told))
+        warnings.warn(f"{type(model).__name__}: {told}", stacklevel=4)
     return freeze_failures(model, graph, example_inputs) if prove or (prove is None and graph.doubts) else graph
+
+
+def _leaked(recorder: Recorder) -> bool:
+    """Whether tensors without values live on, which no copy of the network holds any more."""
+    recorder.modules.clear()
+    recorder.views.clear()
+    recorder.stand_ins.clear()
+    if all(made() is None for made in recorder.made):
+        return False
+    gc.collect()
+    return any(made() is not None for made in recorder.made)
 
 
 def _stage(model: nn.Module) -> Stage | None:
@@ -144,6 +163,7 @@ def _run(model: nn.Module, inputs: Any, recorder: Recorder, *, scripted: bool) -
         outputs = list(tensors_in(result))
         if not outputs:
             raise UserError(f"{type(model).__name__}: returns no tensor, so nothing can be compared after pruning")
+        recorder.output_shapes = [output.shape for output in outputs]
         for output in outputs:
             recorder.freeze_tensor(output, "model output")
 
@@ -231,15 +251,15 @@ def _build(recorder: Recorder) -> ChannelGraph:
     for slot in [*produced, *others]:
         for group, units in found.entries(slots[slot]):
             members[group].append(Member(slot[0], slot[1], units, space.roles[slot]))
-    warnings = [f"{reason}; the channels that reach it are kept" for reason in dict.fromkeys(recorder.barriers.values())]
-    warnings += [f"{label}: its MACs are not counted" for label in dict.fromkeys(recorder.uncounted)]
-    warnings += _unreached(recorder)
+    told = [f"{reason}; the channels that reach it are kept" for reason in dict.fromkeys(recorder.barriers.values())]
+    told += [f"{label}: its MACs are not counted" for label in dict.fromkeys(recorder.uncounted)]
+    told += _unreached(recorder)
     return ChannelGraph(
         groups=tuple(Group(name, tuple(owned)) for name, owned in zip(found.names, members, strict=True)),
         frozen=_frozen(slots, produced, found) + tuple(Frozen(*lost) for lost in recorder.lost),
         cost=_cost(recorder, found, members),
         zero_points=tuple(ZeroPoint(key, channels.axis, *found.owners(channels.labels)) for key, channels in recorder.zero_points),
-        warnings=tuple(warnings),
+        warnings=tuple(told),
         grouped=recorder.grouped,
         indices=tuple(IndexBuffer(name, *found.owners(labels)) for name, labels in recorder.indices.items()),
         widths=_widths(recorder, found),

@@ -329,6 +329,8 @@ def take_one(recorder: "Recorder", call: "Call", source: Tensor, channels: Chann
     """Select and unbind: one axis goes."""
     axis = call.argument("dim", 1, 0) % source.ndim
     if axis != channels.axis:
+        for size in sizes_in((call.args, call.kwargs)):
+            size.escape(f"their number enters {call.label}")
         for output in call.outputs:
             recorder.set(output, channels._replace(axis=channels.axis - (axis < channels.axis)))
         return
