@@ -7,6 +7,7 @@ or gets another number than a size that is known to follow betrays the code.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ class _DiffersError(Exception):
 
 
 class _Rehearsal(Shapeless):
-    def __init__(self, calls: Calls, exchanged: set[int], device: torch.device, time_limit: float) -> None:
-        super().__init__(device, time_limit)
-        self.calls, self.at, self.exchanged = calls, 0, exchanged
+    def __init__(self, score: "Score", exchanged: set[int]) -> None:
+        super().__init__(score.device, score.time_limit)
+        self.calls, self.at, self.exchanged = score.calls, 0, exchanged
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -63,32 +64,31 @@ _LARGEST = 256
 """Units of a group whose number is used as a key: so many widths are rehearsed at most."""
 
 
-def rehearse(
-    stage: Stage,
-    graph: ChannelGraph,
-    inputs: Any,
-    calls: Calls,
-    *,
-    outputs: Sequence[torch.Size],
-    device: torch.device,
-    time_limit: float,
-    thorough: bool = True,
-    keys: Sequence[str] = (),
-) -> ChannelGraph:
+@dataclass(frozen=True)
+class Score:
+    """What a rehearsal follows: example inputs without values, the calls that the trace saw, and the shapes of what the network returns.
+
+    `device` is where the example inputs really are; a rehearsal ends after `time_limit` seconds.
+    """
+
+    inputs: Any
+    calls: Calls
+    outputs: Sequence[torch.Size]
+    device: torch.device
+    time_limit: float
+
+
+def rehearse(stage: Stage, graph: ChannelGraph, score: Score, *, thorough: bool, keys: Sequence[str]) -> ChannelGraph:
     """The graph without the groups whose number of units steers the code; they are frozen and say how.
 
     Args:
         stage: copies of the network.
         graph: its channel graph.
-        inputs: example inputs without values.
-        calls: what the trace saw.
-        outputs: shapes of what the network returns.
-        device: where the example inputs really are.
-        time_limit: seconds.
+        score: what to follow.
         thorough: whether the code asks for numbers of channels.
         keys: groups whose number of units the code looks things up by: they are rehearsed at every width.
     """
-    plans = _Plans(stage, graph, inputs, calls, outputs, device, time_limit)
+    plans = _Plans(stage, graph, score)
     if keys:
         graph = plans.graph = _every_width(plans, graph, keys)
     ends = (False, True) if thorough else (True,)
@@ -120,18 +120,8 @@ def _every_width(plans: "_Plans", graph: ChannelGraph, keys: Sequence[str]) -> C
 class _Plans:
     """One copy of the network whose tensors are exchanged for those of a plan, without values."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        graph: ChannelGraph,
-        inputs: Any,
-        calls: Calls,
-        outputs: Sequence[torch.Size],
-        device: torch.device,
-        time_limit: float,
-    ) -> None:
-        self.stage, self.graph, self.inputs, self.device, self.time_limit = stage, graph, inputs, device, time_limit
-        self.calls, self.outputs = calls, list(outputs)
+    def __init__(self, stage: Stage, graph: ChannelGraph, score: Score) -> None:
+        self.stage, self.graph, self.score = stage, graph, score
         self.sizes = np.stack(graph.cost.sizes, axis=1)[: len(graph.cost.names)]
         self.model: nn.Module | None = None
 
@@ -160,13 +150,13 @@ class _Plans:
         """What differs under a plan."""
         model = self._take()
         self._dress(keep)
-        mode = _Rehearsal(self.calls, self.exchanged, self.device, self.time_limit)
+        mode = _Rehearsal(self.score, self.exchanged)
         try:
             with torch.no_grad(), self.stage.playing(), mode:
-                found = [tensor.shape for tensor in tensors_in(call(model, self.inputs))]
-            if found != self.outputs:
+                found = [tensor.shape for tensor in tensors_in(call(model, self.score.inputs))]
+            if found != list(self.score.outputs):
                 return "the output changes its shape"
-            return None if mode.at == len(self.calls) else f"no `{self.calls[mode.at][0]}`"
+            return None if mode.at == len(self.score.calls) else f"no `{self.score.calls[mode.at][0]}`"
         except (_DiffersError, TimeLimitError) as error:
             return str(error)
         except Exception as error:  # the pruned network cannot run, or asks for values

@@ -19,7 +19,7 @@ from rlprune.graph.channel_graph import ChannelGraph, Frozen, Group, IndexBuffer
 from rlprune.graph.grouping import Grouping, group_labels
 from rlprune.graph.labels import Labels, Slot, layer_of, tensors_in
 from rlprune.graph.recorder import Recorder
-from rlprune.graph.rehearse import rehearse
+from rlprune.graph.rehearse import Score, rehearse
 from rlprune.graph.run import Stage, call, call_model, copy_inputs, evaluating, map_tensors
 from rlprune.graph.shapeless import TimeLimitError
 from rlprune.graph.sizes import Size
@@ -80,17 +80,8 @@ def _trace(model: nn.Module, example_inputs: Any, ignore: Iterable[str], time_li
     _apply_ignore(recorder, ignore)
     graph = _build(recorder)
     if recorder.symbolic and stage is not None and graph.groups:
-        graph = rehearse(
-            stage,
-            graph,
-            _without_values(example_inputs),
-            recorder.seen,
-            outputs=recorder.output_shapes,
-            device=recorder.device,
-            time_limit=time_limit,
-            thorough=recorder.widths_read,
-            keys=_key_groups(recorder, graph),
-        )
+        score = Score(_without_values(example_inputs), recorder.seen, recorder.output_shapes, recorder.device, time_limit)
+        graph = rehearse(stage, graph, score, thorough=recorder.widths_read, keys=_key_groups(recorder, graph))
     del stage
     if recorder.symbolic and _leaked(recorder):
         told = "the code keeps tensors outside of the network, and those made during this trace have no values: clear such caches"
