@@ -1,0 +1,38 @@
+"""What the families share: scaled widths and initial weights."""
+
+from torch import nn
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times `width`, to the nearest integer, at least 1.
+
+    Raises:
+        ValueError: the width is not positive.
+    """
+    _check(width)
+    return max(1, round(channels * width))
+
+
+def scaled_by_8(channels: int, width: float) -> int:
+    """`channels` times `width`, to the nearest multiple of 8, at least 8, and never more than 10 % less than asked for (MobileNets).
+
+    Raises:
+        ValueError: the width is not positive.
+    """
+    _check(width)
+    nearest = max(8, int(channels * width / 8 + 0.5) * 8)
+    return nearest if nearest >= 0.9 * channels * width else nearest + 8
+
+
+def initialize(network: nn.Module) -> None:
+    """Draw the weights of convolutions (He et al. 2015, by outputs); their biases start at zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _check(width: float) -> None:
+    if width <= 0:
+        raise ValueError(f"width={width}: must be > 0")

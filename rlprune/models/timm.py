@@ -1,0 +1,67 @@
+"""Any network of timm, by its name there (an optional package)."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rlprune.errors import UserError
+from rlprune.provenance import Provenance, mark
+
+
+def timm_network(*, name: str, weights: str | None, in_channels: int, num_classes: int) -> nn.Module:
+    """Build a network; with published weights, whose classifier is drawn anew where the number of classes is another.
+
+    Args:
+        name: as in timm, such as `resnet50` or, with the name of its weights, `resnet50.a1_in1k`.
+        weights: `DEFAULT`, or a file of them that was downloaded before; None draws them.
+        in_channels: channels of an image; timm fits the first layer to it.
+        num_classes: outputs.
+
+    Raises:
+        UserError: timm is missing, there is no such network, or its weights cannot be downloaded or read.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise UserError("model=timm: needs the package timm; pip install 'rlprune[timm]'") from error
+    base, _, tag = name.partition(".")
+    names = timm.list_models()
+    if base not in names:
+        close = difflib.get_close_matches(base, names, n=4)
+        near = f"did you mean {', '.join(close)}?" if close else "python -c 'import timm; print(timm.list_models())' lists them"
+        raise UserError(f"model.name={name}: timm has no such network; {near}")
+    tags = [path.partition(".")[2] for path in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in tags:
+        raise UserError(f"model.name={name}: timm has no such weights of {base}; there are {', '.join(tags) or 'none'}")
+    if weights is not None and not tags:
+        raise UserError(f"model.weights={weights}: timm publishes none for {name}; set model.weights=null")
+    network = _build(timm, name, weights, in_channels, num_classes)
+    shapes: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    side = int(shapes["input_size"][-1])
+    if weights is None:
+        return mark(network, Provenance(side=side))
+    source = f"timm {base}.{shapes.get('tag') or tag}"
+    return mark(network, Provenance(source, shapes["num_classes"] == num_classes, side, tuple(shapes["mean"]), tuple(shapes["std"])))
+
+
+def _build(timm: Any, name: str, weights: str | None, in_channels: int, num_classes: int) -> nn.Module:
+    settings: dict[str, Any] = {"in_chans": in_channels, "num_classes": num_classes}
+    if weights is None:
+        network: nn.Module = timm.create_model(name, pretrained=False, **settings)
+        return network
+    if weights != "DEFAULT":
+        if not Path(weights).is_file():
+            raise UserError(f"model.weights={weights}: is no file; name one, or choose DEFAULT or null")
+        settings["pretrained_cfg_overlay"] = {"file": weights}
+    try:
+        network = timm.create_model(name, pretrained=True, **settings)
+    except Exception as error:  # the hub's own exceptions, and what torch and safetensors say of broken files
+        config = timm.get_pretrained_cfg(name)
+        source = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors" if config.hf_hub_id else config.url
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"model.weights={weights}: cannot be downloaded or read ({reason}); fetch {source} and set model.weights=FILE"
+        ) from error
+    return network
