@@ -1,5 +1,6 @@
 """Weights on disk, without pickled code."""
 
+import argparse
 import json
 import zlib
 from collections.abc import Mapping
@@ -50,10 +51,14 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     return checksum
 
 
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of DataParallel, torch.compile, Lightning
+
+
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a state dict from safetensors or from a torch file, never running code from it.
 
-    Plain state dicts, `{"state_dict": ...}` or `{"model": ...}` wrappers and `module.` prefixes are understood.
+    Plain state dicts, `{"state_dict": ...}` and its kin, and prefixes such as `module.` that all keys share, are understood.
 
     Raises:
         UserError: the file is absent, damaged, or holds no state dict.
@@ -63,50 +68,100 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix == ".safetensors":
         tensors, metadata = load_tensors(path)
     else:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise UserError(f"checkpoint={path}: cannot be read ({error.strerror or error})") from error
-        except Exception as error:  # torch.load raises many kinds for damaged or foreign files
-            raise UserError(
-                f"checkpoint={path}: is damaged or holds more than plain weights ({type(error).__name__}); "
-                "save a state dict: torch.save(model.state_dict(), path)"
-            ) from error
-        for wrapper in ("state_dict", "model"):
-            if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-                loaded = loaded[wrapper]
-        if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
-            raise UserError(f"checkpoint={path}: holds no state dict; save torch.save(model.state_dict(), path)")
-        tensors, metadata = loaded, {}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        tensors, metadata = _load_torch(path), {}
     return tensors, metadata
+
+
+def _load_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values; training scripts keep their arguments so
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"checkpoint={path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # torch.load raises many kinds for damaged or foreign files
+        raise UserError(
+            f"checkpoint={path}: is damaged or holds more than plain weights ({type(error).__name__}); "
+            "save a state dict: torch.save(model.state_dict(), path)"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
+        raise UserError(f"checkpoint={path}: holds no state dict; save torch.save(model.state_dict(), path)")
+    return loaded
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names the model has for them, where wrappers have put a prefix before every name."""
+    tensors = dict(tensors)
+    for _ in PREFIXES:
+        for prefix in PREFIXES:
+            if tensors.keys() - expected.keys() and all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+class MisfitError(UserError):
+    """Weights of another architecture; keeps them."""
+
+    def __init__(self, message: str, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(message)
+        self.tensors = tensors
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy a state dict into a model, all of it or nothing.
 
     Raises:
-        UserError: keys are missing or unexpected, shapes differ, or a value is not finite; names the first of each.
+        MisfitError: keys are missing or unexpected, or shapes differ; names the first of each.
+        UserError: a value is not finite, or no plain number.
     """
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in tensors if name not in expected]
-    misshapen = [
-        f"{name} {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    problems = [
-        f"{len(names)} {kind} (first: {names[0]})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if names
-    ]
-    if problems:
-        raise UserError(f"{source}: holds weights of another architecture: {', '.join(problems)}; choose the model it was saved from")
-    for name, tensor in tensors.items():
+    fitted = fit_names(model, tensors, source)
+    for name, tensor in fitted.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
             raise UserError(f"{source}: {name} is no plain tensor of real numbers")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{source}: {name} holds values that are not finite; train it again")
-    model.load_state_dict(dict(tensors), strict=False)
+    model.load_state_dict(fitted, strict=False)
+
+
+def fit_names(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors by the names that the model has for them; values are not looked at.
+
+    Raises:
+        MisfitError: keys are missing or unexpected, or shapes differ; names the first of each.
+    """
+    expected = model.state_dict()
+    tensors = _without_prefix(tensors, expected)
+    missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in expected]
+    misshapen = {
+        name: (tuple(tensors[name].shape), tuple(value.shape))
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    }
+    classes = {(found[0], wanted[0]) for found, wanted in misshapen.values() if found[1:] == wanted[1:] and found}
+    if not missing and not unexpected and len(classes) == 1 and len(misshapen) <= 4 and _outputs(expected) in misshapen:
+        ((found, wanted),) = classes
+        first = next(iter(misshapen))
+        raise MisfitError(
+            f"{source}: fits this model with {found} classes, here it has {wanted} ({first} has shape {misshapen[first][0]}, not "
+            f"{misshapen[first][1]}); choose the data set with the {found} classes it was trained on",
+            tensors,
+        )
+    shapes = [f"{name} {found}, not {wanted}" for name, (found, wanted) in misshapen.items()]
+    problems = [
+        f"{len(names)} {kind} (first: {names[0]})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
+        if names
+    ]
+    if problems:
+        raise MisfitError(
+            f"{source}: holds weights of another architecture: {', '.join(problems)}; choose the model it was saved from", tensors
+        )
+    return tensors
+
+
+def _outputs(state: Mapping[str, Tensor]) -> str | None:
+    """The last weight, which makes the class scores."""
+    return next((name for name in reversed(list(state)) if state[name].ndim > 1), None)

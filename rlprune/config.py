@@ -65,19 +65,33 @@ class SearchConfig:
 
 
 @dataclass
-class TrainingConfig:
-    """Dense training."""
+class RecipeConfig:
+    """How weights are updated."""
 
-    epochs: int = MISSING
     batch_size: int = MISSING
-    label_smoothing: float = MISSING
-    lr_schedule: str = MISSING  # one_cycle, cosine or constant
+    lr_schedule: str = MISSING  # one_cycle, cosine, step or constant
+    lr_milestones: list[int] = MISSING  # epochs after which lr_schedule=step lowers the rate
+    lr_gamma: float = MISSING  # the factor it is lowered by
+    warmup_epochs: float = MISSING  # over which the rate rises from zero
     clip_norm: float | None = MISSING  # largest norm of the gradient; null: no bound
     optimizer: Any = MISSING
 
 
 @dataclass
-class RecoveryConfig:
+class TrainingConfig(RecipeConfig):
+    """Dense training."""
+
+    epochs: int = MISSING
+    label_smoothing: float = MISSING
+    randaugment: int | None = MISSING  # magnitude of two random operations an image, 0 to 30; null: none
+    mixup: float = MISSING  # α of the Beta distribution; 0: none
+    cutmix: float = MISSING  # likewise; with both, each batch takes one of them
+    ema: float | None = MISSING  # decay of the moving average of the weights that becomes the result; null: the weights themselves
+    save_minutes: float = MISSING  # between two saves of the state that a killed training goes on from
+
+
+@dataclass
+class RecoveryConfig(RecipeConfig):
     """Recovery after pruning."""
 
     enabled: bool = MISSING
@@ -85,11 +99,7 @@ class RecoveryConfig:
     temperature: float = MISSING
     epochs: int = MISSING  # after every `schedule.period` steps
     final_epochs: int = MISSING  # at every saved level
-    batch_size: int = MISSING
-    lr_schedule: str = MISSING
-    clip_norm: float | None = MISSING
     control: bool = MISSING  # also train the dense network for the same epochs, as a row of the table
-    optimizer: Any = MISSING
 
 
 @dataclass
@@ -100,12 +110,20 @@ class RunConfig:
     device: str = MISSING  # auto, cpu, cuda or cuda:N
     precision: str = MISSING  # auto, fp32 or bf16
     channels_last: str = MISSING  # auto, true or false
+    pad_channels: str = MISSING  # auto, true or false: train pruned networks at widths the hardware is fast at
     compile: bool = MISSING  # torch.compile for dense training
     checkpoint: str | None = MISSING  # weights to start from; null: those of an earlier run, or train them
     paths: Paths = field(default_factory=Paths)
     model: Any = MISSING
     dataset: Any = MISSING
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """`rlprune train`."""
+
+    resume: str | None = MISSING  # run folder to continue
 
 
 @dataclass
@@ -135,6 +153,7 @@ class InspectConfig(RunConfig):
 
     ignore: list[str] = MISSING
     verify: bool = MISSING  # prove every group: zeroed equals removed
+    sheet: bool = MISSING  # show the data set instead: sizes, class balance, a sheet of pictures
     image_size: int | None = MISSING  # side of the example image, pixels; null: what the model was made for, or else the data set's
 
 
@@ -153,7 +172,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("folder", _folder, replace=True)
     store = ConfigStore.instance()
     for name, schema in (
-        ("train", RunConfig),
+        ("train", TrainConfig),
         ("prune", PruneConfig),
         ("evaluate", EvaluateConfig),
         ("inspect", InspectConfig),
@@ -288,16 +307,27 @@ def shipped(group: str, choice: str, settings: Mapping[str, Any]) -> dict[str, A
     Raises:
         UserError: no such choice is shipped, or a setting is not one of its yaml's.
     """
-    folder = conf_dir() / group
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    names = shipped_names(group)
     if choice not in names:
         raise UserError(f"{group}={choice}: is not shipped with this version; there are {', '.join(names)}")
-    node = load_yaml(folder / f"{choice}.yaml")
+    node = load_yaml(conf_dir() / group / f"{choice}.yaml")
     for name, value in settings.items():
         if name not in node or name == "_target_":
             raise UserError(f"{group}.{name}: is no setting of {group}={choice}")
         node[name] = value
     return node
+
+
+def shipped_names(group: str) -> list[str]:
+    """The choices of a group that come with rlprune."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def word_choices(node: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Settings of a plug-in's yaml that take one of a few words, with these."""
+    factory = hydra.utils.get_object(node["_target_"])
+    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    return {key: typing.get_args(hints[key]) for key in node if typing.get_origin(hints.get(key)) is Literal}
 
 
 def plain_settings(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,8 +378,7 @@ def _check_plugins(config: Any, prefix: str) -> None:
             _check_plugins(value, f"{key}.")
         elif item.type is Any and not (isinstance(value, dict) and "_target_" in value):
             group = f"{item.name}@{key}" if prefix else key
-            names = ", ".join(sorted(path.stem for path in (conf_dir() / item.name).glob("*.yaml")))
-            raise UserError(f"{key}={value}: is no plug-in; choose one with {group}=NAME: {names}")
+            raise UserError(f"{key}={value}: is no plug-in; choose one with {group}=NAME: {', '.join(shipped_names(item.name))}")
 
 
 def _refuse_additions(config: DictConfig, skeleton: type, prefix: str) -> None:
@@ -373,12 +402,28 @@ def check_ranges(config: Any) -> None:
             _require(value.batch_size >= 2, f"{key}.batch_size={value.batch_size}", "must be ≥ 2, as batch norm cannot train on one image")
             _require(value.epochs >= 0, f"{key}.epochs={value.epochs}", "must be ≥ 0")
             _require(value.clip_norm is None or value.clip_norm > 0, f"{key}.clip_norm={value.clip_norm}", "must be > 0, or null")
-            schedules = ("one_cycle", "cosine", "constant")
+            schedules = ("one_cycle", "cosine", "step", "constant")
             _require(value.lr_schedule in schedules, f"{key}.lr_schedule={value.lr_schedule}", f"must be one of {', '.join(schedules)}")
+            ordered = value.lr_milestones == sorted(set(value.lr_milestones)) and min(value.lr_milestones, default=1) > 0
+            _require(ordered, f"{key}.lr_milestones={value.lr_milestones}", "must be epochs in ascending order, such as [60,120]")
+            _require(value.lr_gamma > 0, f"{key}.lr_gamma={value.lr_gamma}", "must be > 0")
+            _require(value.warmup_epochs >= 0, f"{key}.warmup_epochs={value.warmup_epochs}", "must be ≥ 0")
+            warm = value.warmup_epochs == 0 or value.lr_schedule != "one_cycle"
+            _require(warm, f"{key}.warmup_epochs={value.warmup_epochs}", "goes not with lr_schedule=one_cycle, which has its own warm-up")
     if isinstance(config, RunConfig):
         _require(
             0 <= config.training.label_smoothing < 1, f"training.label_smoothing={config.training.label_smoothing}", "must be in [0, 1)"
         )
+        training = config.training
+        _require(
+            training.randaugment is None or 0 <= training.randaugment <= 30,
+            f"training.randaugment={training.randaugment}",
+            "must be in 0..30, or null",
+        )
+        _require(training.mixup >= 0, f"training.mixup={training.mixup}", "must be ≥ 0")
+        _require(training.cutmix >= 0, f"training.cutmix={training.cutmix}", "must be ≥ 0")
+        _require(training.ema is None or 0 < training.ema < 1, f"training.ema={training.ema}", "must be in (0, 1), or null")
+        _require(training.save_minutes >= 0, f"training.save_minutes={training.save_minutes}", "must be ≥ 0")
         _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
     if isinstance(config, PruneConfig):
         _check_schedule(config.schedule)

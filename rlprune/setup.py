@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from torch import nn
 
 from rlprune.data.base import Dataset, Normalization, Splits
 from rlprune.errors import UserError
+from rlprune.provenance import provenance
 from rlprune.results.origin import Origin
 from rlprune.training.execution import Execution
 
@@ -21,7 +24,16 @@ class Setup:
 
     def example(self) -> torch.Tensor:
         """Two training images, normalised, shape (2, C, H, W)."""
-        return self.splits.normalization(self.splits.train.pixels[:2]).to(self.execution.device)
+        return self.splits.normalization(self.splits.train.subset(np.arange(2)).load().pixels).to(self.execution.device)
+
+    def suited_to(self, network: nn.Module) -> "Setup":
+        """The same data, normalised as a network with published weights takes it, unless the data set's yaml says how."""
+        known, chosen = provenance(network), self.dataset.mean is not None or self.dataset.std is not None
+        if known.weights is None or known.mean is None or known.std is None or chosen:
+            return self
+        normalization = Normalization(known.mean, known.std)
+        splits = replace(self.splits, normalization=normalization)
+        return replace(self, splits=splits, origin=replace(self.origin, mean=known.mean, std=known.std))
 
     def fitted_to(self, origin: Origin) -> "Setup":
         """The same data as a network of another run takes it.

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from rlprune.config import build, conf_dir, load_yaml
-from rlprune.data.base import Images, Normalization, limited, split
+from rlprune.data.base import Augmentation, Images, Normalization, limited, split
 from rlprune.data.batches import Batches
 from rlprune.errors import UserError
 
@@ -18,9 +18,8 @@ def dataset(name="digits", cache=None, data=None, **settings):
 
 def batches(images, **settings):
     plain = Normalization((0.0,) * 3, (1.0,) * 3)
-    return Batches(
-        images, **({"batch_size": 4, "normalization": plain, "crop": 0, "flip": False, "generator": torch.Generator()} | settings)
-    )
+    given = {"batch_size": 4, "normalization": plain, "augmentation": Augmentation(), "num_classes": 2, "seed": 0}
+    return Batches(images, device=torch.device("cpu"), **(given | settings))
 
 
 def coloured(count=10, size=6):
@@ -72,17 +71,19 @@ def test_normalisation_is_measured_on_the_training_images_or_given():
 
 
 def test_an_epoch_visits_every_image_once_in_a_new_order():
-    loader = batches(coloured(), generator=torch.Generator().manual_seed(0))
-    epochs = [torch.cat([(images[:, 0, 0, 0] * 255).round().long() for images, _ in loader]) for _ in range(2)]
+    loader = batches(coloured())
+    epochs = [torch.cat([(images[:, 0, 0, 0] * 255).round().long() for images, _ in loader.epoch(number)]) for number in range(2)]
     assert len(loader) == 3
     for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(10))
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert len(list(batches(coloured(9)))) == 2  # batch norm cannot train on the one image that is left
+    rest = torch.cat([(images[:, 0, 0, 0] * 255).round().long() for images, _ in loader.epoch(1, start=2)])
+    assert rest.tolist() == epochs[1].tolist()[8:]
+    assert len(list(batches(coloured(9)).epoch(0))) == 2  # batch norm cannot train on the one image that is left
 
 
 def test_labels_stay_with_their_images_through_augmentation():
-    for images, labels in batches(coloured(), crop=2, flip=True, generator=torch.Generator().manual_seed(0)):
+    for images, labels in batches(coloured(), augmentation=Augmentation(crop=2, flip=True)).epoch(0):
         value = (images.amax((1, 2, 3)) * 255).round().long()
         assert (value % 2 == labels).all()
 
@@ -90,7 +91,7 @@ def test_labels_stay_with_their_images_through_augmentation():
 def test_crops_are_windows_of_the_padded_image_and_flips_mirror_it():
     pixels = torch.arange(36, dtype=torch.uint8).view(1, 1, 6, 6).expand(400, 3, 6, 6).contiguous()
     images = Images(pixels, torch.zeros(400, dtype=torch.long))
-    ((batch, _),) = batches(images, batch_size=400, crop=1, flip=True, generator=torch.Generator().manual_seed(0))
+    ((batch, _),) = batches(images, batch_size=400, augmentation=Augmentation(crop=1, flip=True)).epoch(0)
     padded = torch.nn.functional.pad(pixels[0], [1] * 4)
     windows = [padded[:, i : i + 6, j : j + 6] for i in range(3) for j in range(3)]
     allowed = {w.numpy().tobytes() for window in windows for w in (window.contiguous(), window.flip(2).contiguous())}
@@ -113,34 +114,35 @@ def folder(tmp_path):
 def test_imagefolder_reads_resizes_and_caches(folder, caplog):
     source = dataset("imagefolder", folder / "cache", root=str(folder))
     source.check_test()
-    images, names = source.read_train()
+    files, names = source.read_train()
+    images = source.hold(files)
     assert names == ("cat", "dog")
     assert images.pixels.shape == (16, 3, 32, 32)
     assert images.labels.tolist() == [0] * 8 + [1] * 8
     exact = torch.from_numpy(np.array(Image.open(folder / "train/dog/3.png"))).permute(2, 0, 1)
     assert torch.equal(images.pixels[8 + 3], exact)
     assert len(source.read_test()) == 6
-    (cache,) = (folder / "cache").glob("*-train-*")
+    (cache,) = (folder / "cache").iterdir()
     stamp = cache.stat().st_mtime_ns
-    assert torch.equal(source.read_train()[0].pixels, images.pixels)
+    assert torch.equal(source.hold(files).pixels, images.pixels)
     assert cache.stat().st_mtime_ns == stamp
     data = bytearray(cache.read_bytes())
     for damage in (data[:-100], data[:-1] + bytes([data[-1] ^ 1])):
         cache.write_bytes(damage)
-        assert torch.equal(source.read_train()[0].pixels, images.pixels)
+        assert torch.equal(source.hold(files).pixels, images.pixels)
         assert "cache is damaged" in caplog.text
         caplog.clear()
     stamp = cache.stat().st_mtime_ns
-    source.read_train()
+    source.hold(files)
     assert cache.stat().st_mtime_ns == stamp  # whole again
 
 
 def test_a_changed_folder_is_decoded_again(folder):
     source = dataset("imagefolder", folder / "cache", root=str(folder))
-    before = source.read_train()[0]
+    before = source.hold(source.read_train()[0])
     Image.new("L", (32, 32), 7).save(folder / "train/cat/1.png")
     os.utime(folder / "train/cat/1.png", (time.time() + 5,) * 2)
-    after = source.read_train()[0]
+    after = source.hold(source.read_train()[0])
     assert (after.pixels[1] == 7).all()
     assert not torch.equal(before.pixels, after.pixels)
 
@@ -151,20 +153,20 @@ def test_images_of_other_kinds_are_read_right(folder):
     Image.fromarray((values >> 8).astype(np.uint8)).convert("P").save(folder / "train/cat/2.png")
     Image.new("RGBA", (32, 32), (9, 8, 7, 0)).save(folder / "train/cat/3.png")
     (folder / "train/cat/._4.png").write_bytes(b"resource fork")
-    pixels = dataset("imagefolder", folder / "cache", root=str(folder)).read_train()[0].pixels
+    pixels = dataset("imagefolder", folder / "cache", root=str(folder)).read_train()[0].load().pixels
     np.testing.assert_allclose(pixels[1, 0].numpy(), values / 257, atol=0.51)
     np.testing.assert_array_equal(pixels[2, 0].numpy(), values >> 8)
     assert pixels[3, :, 0, 0].tolist() == [9, 8, 7]
     Image.fromarray(np.zeros((32, 32), np.float32)).save(folder / "train/cat/5.tiff")
     with pytest.raises(UserError, match=r"5\.tiff: is no readable image \(32-bit"):
-        dataset("imagefolder", folder / "cache", root=str(folder)).read_train()
+        dataset("imagefolder", folder / "cache", root=str(folder)).read_train()[0].load()
 
 
 def test_broken_folders_are_named(folder):
     source = dataset("imagefolder", folder / "cache", root=str(folder))
     (folder / "train/dog/x.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"train/dog/x\.jpg: is no readable image"):
-        source.read_train()
+        source.hold(source.read_train()[0])
     (folder / "train/empty").mkdir()
     with pytest.raises(UserError, match="empty: holds no images"):
         source.read_train()

@@ -1,6 +1,7 @@
 import logging
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,15 +9,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from rlprune.checkpoint import load_into, load_tensors, load_weights, save_tensors
-from rlprune.data.base import Images, Normalization, Splits
+from rlprune.data.base import Augmentation, Images, Normalization, Splits
 from rlprune.data.batches import Batches
 from rlprune.errors import UserError
 from rlprune.training.evaluate import Accuracy, Evaluator
-from rlprune.training.execution import Execution, choose_device, choose_execution, choose_precision
+from rlprune.training.execution import Execution, Way, choose_device, choose_execution, choose_precision
 from rlprune.training.fit import Recipe, cross_entropy, fit, make_scheduler, parameter_groups
+from rlprune.training.measure import choose_way, measure_ways
+from rlprune.training.progress import Saver
 from rlprune.training.recover import Recovery, distillation, recover
 
-CPU = Execution(torch.device("cpu"), None, "auto", False)
+
+def on_cpu(dtype=None, memory_format=torch.channels_last, channels_last="auto", pad_channels="auto"):
+    return Execution(torch.device("cpu"), dtype, (Way(dtype, memory_format),), channels_last, pad_channels, False)
+
+
+CPU = on_cpu()
 PLAIN = Normalization((0.5,) * 3, (0.25,) * 3)
 
 
@@ -32,18 +40,27 @@ def network():
 
 
 def loader(images, seed=0, crop=0):
-    return Batches(images, batch_size=16, normalization=PLAIN, crop=crop, flip=False, generator=torch.Generator().manual_seed(seed))
+    return Batches(
+        images,
+        batch_size=16,
+        normalization=PLAIN,
+        augmentation=Augmentation(crop=crop),
+        num_classes=2,
+        seed=seed,
+        device=torch.device("cpu"),
+    )
 
 
-def recipe(lr=0.1, schedule="one_cycle", clip=None):
-    return Recipe(partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True, weight_decay=0.1), schedule, clip)
+def recipe(lr=0.1, schedule="one_cycle", clip=None, milestones=(2, 4), warmup=0, ema=None, optimizer=None):
+    optimizer = optimizer or partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True, weight_decay=0.1)
+    return Recipe(optimizer, schedule, tuple(milestones), 0.5, warmup, clip, ema)
 
 
-@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step", "constant"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_training_solves_an_easy_task(schedule, dtype):
     images, net = task(), network()
-    execution = Execution(torch.device("cpu"), dtype, "auto", False)
+    execution = on_cpu(dtype)
     history = fit(
         net,
         loader(images),
@@ -83,9 +100,10 @@ def test_only_weights_decay():
 
 def test_schedules_have_their_shapes():
     rates = {}
-    for name in ("one_cycle", "cosine", "constant"):
+    for name, warmup in (("one_cycle", 0), ("cosine", 0), ("step", 0), ("constant", 0), ("constant", 2)):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-        scheduler = make_scheduler(optimizer, name, 10)
+        scheduler = make_scheduler(optimizer, recipe(schedule=name, warmup=warmup), 5, 2)
+        name = f"warm {name}" if warmup else name
         rates[name] = []
         for _ in range(10):
             rates[name].append(optimizer.param_groups[0]["lr"])
@@ -96,8 +114,10 @@ def test_schedules_have_their_shapes():
     assert rates["one_cycle"][-1] < 0.05
     assert rates["cosine"] == pytest.approx([0.25 * (1 + math.cos(math.pi * step / 10)) for step in range(10)])
     assert set(rates["constant"]) == {0.5}
-    with pytest.raises(UserError, match="lr_schedule=step"):
-        make_scheduler(optimizer, "step", 3)
+    assert rates["step"] == [0.5] * 4 + [0.25] * 4 + [0.125] * 2  # halved after two and four epochs of two batches
+    assert rates["warm constant"] == [0.125, 0.25, 0.375] + [0.5] * 7
+    with pytest.raises(UserError, match="lr_schedule=linear"):
+        make_scheduler(optimizer, recipe(schedule="linear"), 1, 3)
 
 
 def test_distillation_is_equations_25_and_26():
@@ -113,7 +133,7 @@ def test_distillation_is_equations_25_and_26():
 
 def test_recovery_trains_the_student_and_not_the_teacher():
     images = task()
-    splits = Splits(images, images, PLAIN, ("dark", "bright"), 0, False)
+    splits = Splits(images, images, PLAIN, ("dark", "bright"), Augmentation())
     teacher, student = network().eval(), network()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     recovery = Recovery(recipe(), 16, 1, 1, 0.75, 2.0, True)
@@ -171,16 +191,156 @@ def test_devices_and_precisions():
     with pytest.raises(UserError, match="precision=int8"):
         choose_precision("int8", torch.device("cpu"))
     with pytest.raises(UserError, match="channels_last=maybe"):
-        choose_execution(device="cpu", precision="fp32", channels_last="maybe", compile=False)
+        choose_execution(device="cpu", precision="fp32", channels_last="maybe", pad_channels="auto", compile=False)
+    with pytest.raises(UserError, match="pad_channels=maybe"):
+        choose_execution(device="cpu", precision="fp32", channels_last="true", pad_channels="maybe", compile=False)
 
 
-def test_the_memory_format_depends_on_widths_alone():
-    odd, even = nn.Sequential(nn.Conv2d(3, 13, 3)), nn.Sequential(nn.Conv2d(3, 16, 3))
-    assert CPU.memory_format(even, training=True) == torch.channels_last
-    assert CPU.memory_format(odd, training=True) == torch.contiguous_format
-    assert CPU.memory_format(odd, training=False) == torch.channels_last
-    assert Execution(torch.device("cpu"), None, "true", False).memory_format(odd, training=True) == torch.channels_last
-    assert Execution(torch.device("cpu"), None, "false", False).memory_format(even, training=False) == torch.contiguous_format
+def ways(**settings):
+    return choose_execution(
+        **({"device": "cpu", "precision": "bf16", "channels_last": "auto", "pad_channels": "auto", "compile": False} | settings)
+    )
+
+
+def test_ways_of_training_are_those_that_the_command_line_leaves_open():
+    plain, last, bf16 = torch.contiguous_format, torch.channels_last, torch.bfloat16
+    assert ways().ways == (Way(bf16, last), Way(bf16, plain))
+    assert ways(channels_last="false").ways == (Way(bf16, plain),)
+    assert ways(precision="fp32", channels_last="true").ways == (Way(None, last),)
+    assert ways(precision="auto").ways[-1] == Way(None, plain)
+    convolution, linear = nn.Conv2d(3, 16, 3), nn.Linear(3, 3)
+    assert ways().memory_format(convolution, training=True) == last
+    assert ways(channels_last="false").memory_format(convolution, training=False) == plain
+    assert ways().memory_format(linear, training=False) == plain
+
+
+def test_the_fastest_way_is_measured_once_and_kept(tmp_path, monkeypatch):
+    execution, net, example = ways(precision="auto"), network(), torch.zeros(2, 3, 8, 8)
+    slow, fast = execution.ways[0], execution.ways[-1]
+    asked = []
+
+    def fake(execution, network, example, count):
+        asked.append(count)
+        return {str(way): 1.0 + 2 * (way == fast) for way in execution.ways}
+
+    monkeypatch.setattr("rlprune.training.measure.measure_ways", fake)
+    for _ in range(2):
+        chosen = choose_way(execution, net, example, batch_size=32, images=10**6, cache=tmp_path)
+        assert (chosen.training, set(chosen.ways)) == (fast, set(execution.ways))
+    assert asked == [32]
+    few = choose_way(execution, net, example, batch_size=32, images=100, cache=tmp_path)
+    assert (few.training, asked) == (slow, [32])
+    (kept,) = tmp_path.iterdir()
+    kept.write_text("{")
+    choose_way(execution, net, example, batch_size=32, images=10**6, cache=tmp_path)
+    assert asked == [32, 32]
+
+
+def test_measuring_leaves_the_network_and_the_random_stream_alone():
+    execution, net, example = ways(precision="auto"), network(), torch.randn(2, 3, 8, 8)
+    before, stream = {name: tensor.clone() for name, tensor in net.state_dict().items()}, torch.get_rng_state()
+    rates = measure_ways(execution, net, example, 16)
+    assert set(rates) == {str(way) for way in execution.ways}
+    assert all(rate > 0 for rate in rates.values())
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+    class Fussy(nn.Conv2d):
+        def forward(self, images):
+            if torch.is_autocast_enabled("cpu"):
+                raise RuntimeError("not implemented for BFloat16")
+            return super().forward(images).mean((2, 3))
+
+    rates = measure_ways(execution, Fussy(3, 4, 3), example, 16)
+    assert [rate > 0 for rate in rates.values()] == [way.dtype is None for way in execution.ways]
+
+
+class KilledError(Exception):
+    pass
+
+
+class Dying(Saver):
+    """Saves behind every batch and dies behind the given one."""
+
+    def __init__(self, path, after):
+        super().__init__(path, minutes=0, resume=False)
+        self.after = after
+
+    def save_if_due(self, progress):
+        self._cost = 0.0
+        super().save_if_due(progress)
+        self.after -= 1
+        if self.after == 0:
+            raise KilledError
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "step"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("optimizer", [None, partial(torch.optim.AdamW, lr=0.01)])
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, schedule, ema, optimizer):
+    def start():
+        torch.manual_seed(0)
+        return task(), nn.Sequential(nn.Dropout(0.1), *network())
+
+    settings = {"epochs": 3, "loss": cross_entropy(0.1), "execution": CPU, "description": "x"}
+    how = recipe(schedule=schedule, ema=ema, optimizer=optimizer, milestones=(1, 2))
+    images, unbroken = start()
+    losses = fit(unbroken, loader(images, crop=1), recipe=how, **settings)
+    for after in (1, 4, 6, 11):  # in the middle and at the end of an epoch of four batches
+        images, killed = start()
+        with pytest.raises(KilledError):
+            fit(killed, loader(images, crop=1), recipe=how, saver=Dying(tmp_path / "s.safetensors", after), **settings)
+        images, resumed = start()
+        saver = Saver(tmp_path / "s.safetensors", minutes=0, resume=True)
+        assert fit(resumed, loader(images, crop=1), recipe=how, saver=saver, **settings) == losses
+        for name, tensor in unbroken.state_dict().items():
+            assert torch.equal(resumed.state_dict()[name], tensor), name
+        saver.forget()
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_or_foreign_state_is_left_aside(tmp_path, caplog):
+    images, path = task(), tmp_path / "s.safetensors"
+    settings = {"epochs": 2, "loss": cross_entropy(0.1), "execution": CPU, "description": "x"}
+
+    def trained(saver=None, how=None):
+        torch.manual_seed(0)
+        net = network()
+        fit(net, loader(images), recipe=how or recipe(), saver=saver, **settings)
+        return net.state_dict()
+
+    wanted = trained()
+    with pytest.raises(KilledError):
+        trained(Dying(path, 3), recipe(optimizer=partial(torch.optim.AdamW, lr=0.1)))
+    whole = path.read_bytes()
+    for data in (whole, whole[:-9]):
+        path.write_bytes(data)
+        found = trained(Saver(path, minutes=60, resume=True))
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+        assert "training from the start" in caplog.text
+        caplog.clear()
+    found = trained(Saver(path, minutes=60, resume=False))
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_the_moving_average_is_the_result():
+    torch.manual_seed(0)
+    images, net = task(), network()
+    seen = []
+
+    class Watch(Saver):
+        def save_if_due(self, progress):
+            seen.append({name: tensor.clone() for name, tensor in progress.network.state_dict().items() if tensor.is_floating_point()})
+
+    settings = {"epochs": 2, "loss": cross_entropy(0.0), "execution": CPU, "description": "x"}
+    fit(net, loader(images), recipe=recipe(ema=0.75), saver=Watch(Path("unused"), minutes=0, resume=False), **settings)
+    average = seen[0]
+    for weights in seen[1:]:
+        average = {name: 0.75 * average[name] + 0.25 * tensor for name, tensor in weights.items()}
+    for name, tensor in average.items():
+        torch.testing.assert_close(net.state_dict()[name], tensor, msg=name)
+    assert not torch.equal(net[0].weight, seen[-1]["0.weight"])
 
 
 def test_weights_survive_the_round_trip_and_damage_is_named(tmp_path):

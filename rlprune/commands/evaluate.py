@@ -1,5 +1,6 @@
 """`rlprune evaluate`: the accuracy of a pruned network, or of any checkpoint, on the test split."""
 
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -12,7 +13,7 @@ from rlprune.errors import UserError
 @command("evaluate")
 def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Rebuild a network from its files and test it, on the data it was made for unless another data set is named."""
-    from rlprune.commands.setup import make_dense, make_setup
+    from rlprune.commands.setup import make_dense, make_network, make_setup, prepare
     from rlprune.graph import trace
     from rlprune.results.artefact import find_artefact, load_artefact
     from rlprune.results.finish import Tested, finish
@@ -22,15 +23,17 @@ def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None
     if config.run is None and config.checkpoint is None:
         raise UserError("run: name a run folder, run=outputs/prune/RUN, or weights, checkpoint=FILE with model=...")
     if config.run is None:
-        setup = make_setup(config, choices)
-        dense = make_dense(config, setup, choices)
+        setup, network = prepare(config, choices, trains=False)
+        dense = make_dense(config, setup, network, choices, run_dir)
         name, network, sparsity, facts = "checkpoint", dense.network, 0.0, {"checkpoint": config.checkpoint}
     else:
         folder = find_artefact(Path(config.run))
-        artefact = load_artefact(folder)
+        named = HydraConfig.get().overrides.task
+        own = any(override.startswith("model=") for override in named)
+        artefact = load_artefact(folder, partial(make_network, config)) if own else load_artefact(folder)
         config.seed = int(artefact.plan.get("seed", config.seed))  # the same search split
         choices["model"] = artefact.origin.model
-        if not any(override.startswith("dataset=") for override in HydraConfig.get().overrides.task):
+        if not any(override.startswith("dataset=") for override in named):
             choices["dataset"], limit = artefact.origin.dataset, config.dataset.get("limit")
             config.dataset = shipped("dataset", artefact.origin.dataset, artefact.origin.dataset_settings)
             config.dataset["limit"] = limit if limit is not None else config.dataset["limit"]

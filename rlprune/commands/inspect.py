@@ -1,29 +1,53 @@
-"""`rlprune inspect`: what can be removed from a network, what cannot and why, and what it costs."""
+"""`rlprune inspect`: what can be removed from a network, what cannot and why, and what it costs; or what a data set holds."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlprune.commands.job import command
 from rlprune.config import InspectConfig
 
+if TYPE_CHECKING:
+    from rlprune.setup import Setup
+
 
 @command("inspect")
 def main(config: InspectConfig, run_dir: Path, choices: dict[str, str]) -> None:
-    """Print groups, kept layers, MACs, parameters and, if asked, the proof of every group."""
+    """Print groups, kept layers, MACs, parameters and, if asked, the proof of every group; with `sheet`, the data set instead."""
+    from rlprune.commands.setup import make_setup
+
+    setup = make_setup(config, choices)
+    if config.sheet:
+        _show_data(config, setup, run_dir, choices["dataset"])
+    else:
+        _show_network(config, setup, run_dir)
+
+
+def _show_data(config: InspectConfig, setup: "Setup", run_dir: Path, name: str) -> None:
+    from rlprune.files import write_text
+    from rlprune.results.sheet import class_table, draw_sheet, summary
+    from rlprune.results.tables import to_markdown
+
+    text = f"dataset={name}: {summary(setup)}\n\n{to_markdown(class_table(setup))}"
+    draw_sheet(run_dir / "sheet.png", setup, seed=config.seed)
+    write_text(run_dir / "dataset.md", text + "\n")
+    print(f"{text}\n\nwrote {run_dir / 'sheet.png'} and dataset.md")
+
+
+def _show_network(config: InspectConfig, setup: "Setup", run_dir: Path) -> None:
     import torch
 
-    from rlprune.checkpoint import load_into, load_weights
-    from rlprune.commands.setup import make_network, make_setup
+    from rlprune.commands.setup import load_checkpoint, make_network
     from rlprune.errors import UserError
     from rlprune.files import write_text
     from rlprune.graph import trace, verify
+    from rlprune.provenance import provenance
     from rlprune.results.tables import count as short
     from rlprune.results.tables import frozen_table, group_table, to_markdown
 
-    setup = make_setup(config, choices)
-    network = make_network(config, setup).to(setup.execution.device)
+    network = make_network(config, setup.origin).to(setup.execution.device)
     if config.checkpoint is not None:
-        load_into(network, load_weights(Path(config.checkpoint))[0], f"checkpoint={config.checkpoint}")
-    side = getattr(network, "example_side", None) if config.image_size is None else config.image_size
+        load_checkpoint(network, config.checkpoint)
+    side = provenance(network).side if config.image_size is None else config.image_size
     if side is not None and side < 1:
         raise UserError(f"image_size={side}: must be ≥ 1")
     channels, *size = setup.origin.shape

@@ -9,7 +9,7 @@ from rlprune.config import PruneConfig
 @command("prune")
 def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Train or load, trace, search, prune, recover, test once, write."""
-    from rlprune.commands.setup import make_dense, make_network, make_recipe, make_setup, require, require_scores
+    from rlprune.commands.setup import make_dense, make_recipe, prepare, require
     from rlprune.config import build
     from rlprune.results.record import Identity
     from rlprune.search.job import PruneJob
@@ -29,7 +29,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     )
     require(agent, config.agent, "agent", "decide", "candidates_per_step")
     require(criterion, config.criterion, "criterion", "scores", "calibration_images")
-    setup = make_setup(config, choices)
+    setup, network = prepare(config, choices)
     job = PruneJob(
         agent=agent,
         reward=reward,
@@ -42,9 +42,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         identity=Identity("prune", run_dir, choices, config.seed),
         resume=config.resume is not None,
     )
-    network = make_network(config, setup)
-    require_scores(network, setup, choices)
     job.check(network)
     with job.clock.phase("dense"):
-        dense = make_dense(config, setup, choices)
+        dense = make_dense(config, setup, network, choices, run_dir)
     job.run(dense)

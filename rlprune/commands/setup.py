@@ -1,6 +1,8 @@
 """From a config to the objects that several commands need."""
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,21 +10,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlprune.config import RunConfig, build, plain_settings
+from rlprune.checkpoint import MisfitError, load_into, load_weights
+from rlprune.commands.fitting import fitting_model
+from rlprune.config import RecipeConfig, RunConfig, build, plain_settings
 from rlprune.data.base import Dataset, split
 from rlprune.errors import UserError
 from rlprune.graph.run import call_model, evaluating
 from rlprune.results.origin import Origin
+from rlprune.seeding import seed_globals
 from rlprune.setup import Setup
-from rlprune.training.dense import Dense, dense_path, obtain_dense
+from rlprune.training.dense import Dense, Source, Training, dense_path, obtain_dense
 from rlprune.training.execution import Execution, choose_execution
 from rlprune.training.fit import Recipe
+from rlprune.training.measure import choose_way
 
 
 def make_execution(config: RunConfig) -> Execution:
     """Device and precision; the first thing that can be wrong."""
     return choose_execution(
-        device=config.device, precision=config.precision, channels_last=str(config.channels_last).lower(), compile=config.compile
+        device=config.device,
+        precision=config.precision,
+        channels_last=str(config.channels_last).lower(),
+        pad_channels=str(config.pad_channels).lower(),
+        compile=config.compile,
     )
 
 
@@ -40,10 +50,10 @@ def make_setup(config: RunConfig, choices: dict[str, str]) -> Setup:
     dataset = make_dataset(config)
     make_recipe(config.training, "training")  # refuses wrong settings before the images are read
     splits = split(dataset, config.seed)
-    channels, *size = splits.train.pixels.shape[1:]
+    channels, *size = splits.train.shape
     origin = Origin(
         model=choices["model"],
-        model_settings=plain_settings(config.model),
+        model_settings=plain_settings(config.model) | dict.fromkeys({"weights"} & set(config.model)),  # a run keeps its own
         dataset=choices["dataset"],
         dataset_settings=plain_settings(config.dataset),
         in_channels=channels,
@@ -55,16 +65,36 @@ def make_setup(config: RunConfig, choices: dict[str, str]) -> Setup:
     return Setup(execution, dataset, splits, origin)
 
 
-def make_network(config: RunConfig, setup: Setup) -> nn.Module:
-    """A network with fresh weights.
+def make_network(config: RunConfig, origin: Origin) -> nn.Module:
+    """A network with its first weights, for the images and classes of `origin`.
 
     Raises:
         UserError: the config names something that is no network.
     """
-    network = build(config.model, "model", in_channels=setup.origin.in_channels, num_classes=len(setup.origin.class_names))
+    seed_globals(config.seed, "initial weights")
+    network = build(config.model, "model", in_channels=origin.in_channels, num_classes=len(origin.class_names))
     if not isinstance(network, nn.Module):
         raise UserError(f"model._target_={config.model['_target_']}: makes a {type(network).__name__}, not a torch.nn.Module")
     return network
+
+
+def prepare(config: RunConfig, choices: dict[str, str], *, trains: bool = True) -> tuple[Setup, nn.Module]:
+    """Everything that a job starts from; the network is known to return class scores, and the fastest way to train it is chosen."""
+    setup = make_setup(config, choices)
+    network = make_network(config, setup.origin)
+    require_scores(network, setup, choices)
+    setup = setup.suited_to(network)
+    if trains:
+        execution = choose_way(
+            setup.execution,
+            network,
+            setup.example(),
+            batch_size=config.training.batch_size,
+            images=config.training.epochs * len(setup.splits.train),
+            cache=Path(config.paths.outputs) / "cache",
+        )
+        setup = replace(setup, execution=execution)
+    return setup, network
 
 
 def require_scores(network: nn.Module, setup: Setup, choices: dict[str, str]) -> None:
@@ -73,20 +103,33 @@ def require_scores(network: nn.Module, setup: Setup, choices: dict[str, str]) ->
     Raises:
         UserError: the network cannot run on the data set's images, or returns something else.
     """
-    example = setup.example()
-    with evaluating(network), torch.no_grad():
-        scores = call_model(network.to(setup.execution.device), example)
+    example, name = setup.example(), f"model={choices['model']}"
+    try:
+        with evaluating(network), torch.no_grad():
+            scores = call_model(network.to(setup.execution.device), example)
+    except UserError as error:
+        raise UserError(f"{name}: cannot take the data set's images of shape {setup.origin.shape}; {error}") from error
     wanted = (len(example), len(setup.origin.class_names))
     found = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
     if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != wanted:
-        raise UserError(f"model={choices['model']}: returns {found}, not class scores of shape {wanted}; rlprune inspect takes any network")
+        raise UserError(
+            f"{name}: returns {found} for {wanted[0]} images, not class scores of shape {wanted}; the data set has {wanted[1]} classes"
+        )
 
 
-def make_recipe(config: Any, key: str) -> Recipe:
+def make_recipe(config: RecipeConfig, key: str) -> Recipe:
     """Optimizer and schedule of `training` or `recovery`."""
     optimizer = partial(_optimizer, config.optimizer, f"{key}.optimizer")
     optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])  # refuses wrong settings now, not after the search
-    return Recipe(optimizer, config.lr_schedule, config.clip_norm)
+    return Recipe(
+        optimizer=optimizer,
+        lr_schedule=config.lr_schedule,
+        lr_milestones=tuple(config.lr_milestones),
+        lr_gamma=config.lr_gamma,
+        warmup_epochs=config.warmup_epochs,
+        clip_norm=config.clip_norm,
+        ema=getattr(config, "ema", None),
+    )
 
 
 def _optimizer(node: dict[str, Any], key: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -96,27 +139,55 @@ def _optimizer(node: dict[str, Any], key: str, groups: list[dict[str, Any]]) -> 
     return optimizer
 
 
-def make_dense(config: RunConfig, setup: Setup, choices: dict[str, str], *, train: bool = False) -> Dense:
-    """The dense network: from `checkpoint`, kept from an earlier run, or trained now."""
-    data = {key: value for key, value in config.dataset.items() if key != "root"}
+def make_dense(
+    config: RunConfig, setup: Setup, network: nn.Module, choices: dict[str, str], run_dir: Path, *, train: bool = False
+) -> Dense:
+    """The dense network: from `checkpoint`, kept from an earlier run, published, or trained now."""
+    data = {key: value for key, value in config.dataset.items() if key not in ("root", "num_workers")}
     if train and config.checkpoint is not None:
         data["from"] = config.checkpoint  # a fine-tuned network is not the one trained from scratch
     images = [setup.splits.class_names, setup.splits.train.checksum(), setup.splits.normalization]
-    how = [str(setup.execution.dtype), setup.execution.device.type, setup.execution.channels_last, setup.execution.compile]
-    facts = [config.model, data, images, asdict(config.training), config.seed, how]
-    return obtain_dense(
-        partial(make_network, config, setup),
-        setup.splits,
+    how = [str(setup.execution.training), setup.execution.device.type, setup.execution.compile]
+    training = asdict(config.training)
+    minutes = training.pop("save_minutes")
+    facts = [config.model, repr(network), data, images, training, config.seed, how]
+    source = Source(
         checkpoint=config.checkpoint,
         path=dense_path(Path(config.paths.outputs) / "dense", choices, facts),
+        state=run_dir / "checkpoint" / "dense.safetensors",
+        train=train,
+        resume=getattr(config, "resume", None) is not None,
+    )
+    plan = Training(
         epochs=config.training.epochs,
         batch_size=config.training.batch_size,
         label_smoothing=config.training.label_smoothing,
+        randaugment=config.training.randaugment,
+        mixup=config.training.mixup,
+        cutmix=config.training.cutmix,
+        save_minutes=minutes,
         recipe=make_recipe(config.training, "training"),
-        execution=setup.execution,
-        seed=config.seed,
-        train=train,
     )
+    with _naming_the_model():
+        return obtain_dense(network, setup.splits, source=source, training=plan, execution=setup.execution, seed=config.seed)
+
+
+def load_checkpoint(network: nn.Module, path: str) -> None:
+    """Copy the weights in a file into a network.
+
+    Raises:
+        UserError: they do not fit; says which model they fit, where one is shipped.
+    """
+    with _naming_the_model():
+        load_into(network, load_weights(Path(path))[0], f"checkpoint={path}")
+
+
+@contextmanager
+def _naming_the_model() -> Iterator[None]:
+    try:
+        yield
+    except MisfitError as error:
+        raise UserError(f"{error}{fitting_model(error.tensors)}") from error
 
 
 def require(plugin: Any, node: dict[str, Any], key: str, *names: str) -> None:

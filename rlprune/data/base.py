@@ -1,8 +1,9 @@
-"""What a data set is to rlprune: two uint8 tensors, one of which stays closed until the last table."""
+"""What a data set is to rlprune: images in memory or on disk, and a test split that stays closed until the last table."""
 
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +11,29 @@ from torch import Tensor
 
 from rlprune.errors import UserError
 from rlprune.seeding import numpy_generator
+
+
+class Pictures(Protocol):
+    """Labelled images of one shape, in memory (`Images`) or on disk (`rlprune.data.files.ImageFiles`)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64, shape (N,)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image: (C, H, W)."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: np.ndarray) -> "Pictures":
+        """The images at these positions."""
+
+    def checksum(self) -> int:
+        """Changes with any image or label."""
+
+    def load(self) -> "Images":
+        """All of them in memory."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +45,16 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image: (C, H, W)."""
+        _, channels, height, width = self.pixels.shape
+        return channels, height, width
+
+    def load(self) -> "Images":
+        """Itself."""
+        return self
 
     def subset(self, indices: np.ndarray) -> "Images":
         """The images at these positions."""
@@ -36,6 +70,28 @@ class Images:
         return Images(self.pixels.to(device), self.labels.to(device))
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied.
+
+    Args:
+        crop: pixels of padding, out of which a window of the old size is cut; 0 for none.
+        flip: mirror half of the images.
+        resized_crop: smallest and largest share of the area of a window that is resized to the whole, aspect ratio 3/4 to 4/3 (Szegedy et
+            al. 2015); None for none.
+        randaugment: magnitude, 0 to 30, of two random operations an image (Cubuk et al. 2020); None for none.
+        mixup: α of the Beta distribution that mixes pairs of images and their labels (Zhang et al. 2018); 0 for none.
+        cutmix: likewise, for windows of them (Yun et al. 2019); with both, each batch takes one of them.
+    """
+
+    crop: int = 0
+    flip: bool = False
+    resized_crop: tuple[float, float] | None = None
+    randaugment: int | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+
 @dataclass(kw_only=True)
 class Dataset(ABC):
     """A source of images with a training split and a test split.
@@ -43,6 +99,7 @@ class Dataset(ABC):
     Args:
         search_fraction: share of the training images set aside for rewards and every other decision of a search; never trained on.
         crop: pixels by which training images are padded and cropped at random; 0 switches it off.
+        resized_crop: smallest and largest share of the area that a random window takes, resized to the whole image; null switches it off.
         flip: mirror half of the training images.
         limit: at most so many training and so many test images, drawn evenly over the classes; null takes all.
         mean: of each channel of pixels in [0, 1], subtracted from them; null measures it on the training images.
@@ -51,6 +108,7 @@ class Dataset(ABC):
 
     search_fraction: float
     crop: int
+    resized_crop: list[float] | None
     flip: bool
     limit: int | None
     mean: list[float] | None
@@ -61,21 +119,44 @@ class Dataset(ABC):
             raise ValueError(f"search_fraction={self.search_fraction}: must be in (0, 1)")
         if self.crop < 0:
             raise ValueError(f"crop={self.crop}: must be ≥ 0")
+        area = self.resized_crop
+        if area is not None and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
+            raise ValueError(f"resized_crop={area}: must be null, or two shares of the area, such as [0.08,1.0]")
+        if area is not None and self.crop:
+            raise ValueError(f"crop={self.crop}: goes not with resized_crop={area}; set one of them to 0 or null")
         if self.limit is not None and self.limit < 2:
             raise ValueError(f"limit={self.limit}: must be ≥ 2, or null for all images")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std={self.std}: must be > 0")
 
     @abstractmethod
-    def read_train(self) -> tuple[Images, tuple[str, ...]]:
+    def read_train(self) -> tuple[Pictures, tuple[str, ...]]:
         """All training images and the class names."""
 
     @abstractmethod
-    def read_test(self) -> Images:
+    def read_test(self) -> Pictures:
         """The test images; only `rlprune.results.final_test` asks for them."""
+
+    @abstractmethod
+    def count_test(self) -> int:
+        """How many test images there are, without opening them."""
 
     def check_test(self) -> None:  # noqa: B027 (most sources always have a test split)
         """Fail early if there is no test split, without reading it."""
+
+    def hold(self, images: Pictures) -> Pictures:
+        """The same images in memory, where the source is on disk and they fit."""
+        return images
+
+    def measure(self, train: Pictures) -> "Normalization":
+        """Mean and standard deviation of every channel of the training images."""
+        return measure_normalization(train.load())
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What leaves the label of these images alone."""
+        area = None if self.resized_crop is None else (self.resized_crop[0], self.resized_crop[1])
+        return Augmentation(crop=self.crop, flip=self.flip, resized_crop=area)
 
 
 @dataclass(frozen=True)
@@ -98,12 +179,11 @@ class Normalization:
 class Splits:
     """Training and search images of one run; the test split is not here."""
 
-    train: Images
-    search: Images
+    train: Pictures
+    search: Pictures
     normalization: Normalization
     class_names: tuple[str, ...]
-    crop: int
-    flip: bool
+    augmentation: Augmentation
 
 
 def stratified_order(labels: Tensor, generator: np.random.Generator) -> np.ndarray:
@@ -116,40 +196,70 @@ def stratified_order(labels: Tensor, generator: np.random.Generator) -> np.ndarr
     return np.argsort(rank, kind="stable")
 
 
-def limited(images: Images, limit: int | None) -> Images:
-    """At most `limit` images, evenly over the classes, the same ones every time."""
-    if limit is None or limit >= len(images):
+def sample(images: Pictures, count: int | None, generator: np.random.Generator) -> Pictures:
+    """At most `count` images, evenly over the classes, in their old order; None takes all."""
+    if count is None or count >= len(images):
         return images
-    return images.subset(np.sort(stratified_order(images.labels, numpy_generator(0, "limit"))[:limit]))
+    return images.subset(np.sort(stratified_order(images.labels, generator)[:count]))
+
+
+def limited(images: Pictures, limit: int | None) -> Pictures:
+    """At most `limit` images, evenly over the classes, the same ones every time."""
+    return sample(images, limit, numpy_generator(0, "limit"))
 
 
 def split(dataset: Dataset, seed: int) -> Splits:
     """Cut the search split off the training images: seeded and stratified.
 
     Raises:
-        UserError: too few images for the two splits, or normalisation constants for another number of channels.
+        UserError: too few images for the two splits, labels without a class name, or normalisation constants for another number of
+            channels.
     """
     images, class_names = dataset.read_train()
     images = limited(images, dataset.limit)
     if len(class_names) < 2:
         raise UserError(f"dataset: has {len(class_names)} class(es); at least two are needed to classify")
-    if dataset.crop >= min(images.pixels.shape[2:]):
-        raise UserError(f"dataset.crop={dataset.crop}: must be smaller than the images, {tuple(images.pixels.shape[2:])} pixels")
+    require_labels(images, len(class_names), "training")
+    if dataset.crop >= min(images.shape[1:]):
+        raise UserError(f"dataset.crop={dataset.crop}: must be smaller than the images, {images.shape[1:]} pixels")
     size = round(len(images) * dataset.search_fraction)
     if size < 1 or size >= len(images):
         raise UserError(f"dataset.search_fraction={dataset.search_fraction}: leaves an empty split of {len(images)} images")
+    images = dataset.hold(images)
     order = stratified_order(images.labels, numpy_generator(seed, "search split"))
-    train, search = images.subset(np.sort(order[size:])), images.subset(np.sort(order[:size]))
-    return Splits(train, search, _normalization(dataset, train), class_names, dataset.crop, dataset.flip)
+    train, search = images.subset(np.sort(order[size:])), dataset.hold(images.subset(np.sort(order[:size])))
+    return Splits(train, search, _normalization(dataset, train), class_names, dataset.augmentation)
 
 
-def _normalization(dataset: Dataset, train: Images) -> Normalization:
-    channels = train.pixels.shape[1]
-    counts = [torch.bincount(train.pixels[:, c].reshape(-1).int(), minlength=256).double() for c in range(channels)]
-    values = torch.arange(256).double() / 255
-    mean = [float((count * values).sum() / count.sum()) for count in counts]
-    std = [float((count * (values - m) ** 2).sum() / count.sum()) ** 0.5 or 1.0 for count, m in zip(counts, mean, strict=True)]
+def require_labels(images: Pictures, num_classes: int, name: str) -> None:
+    """Refuse labels that the classifier has no output for.
+
+    Raises:
+        UserError: there is no image, or a label outside 0..num_classes - 1.
+    """
+    if len(images) == 0:
+        raise UserError(f"dataset: its {name} split is empty; add images")
+    lowest, highest = int(images.labels.min()), int(images.labels.max())
+    if lowest < 0 or highest >= num_classes:
+        wrong = lowest if lowest < 0 else highest
+        raise UserError(f"dataset: its {name} split has the label {wrong}, there are {num_classes} classes, 0 to {num_classes - 1}")
+
+
+def _normalization(dataset: Dataset, train: Pictures) -> Normalization:
+    channels = train.shape[0]
     for key, given in (("mean", dataset.mean), ("std", dataset.std)):
         if given is not None and len(given) != channels:
             raise UserError(f"dataset.{key}={given}: must have {channels} numbers, one a channel")
-    return Normalization(tuple(dataset.mean or mean), tuple(dataset.std or std))
+    if dataset.mean is not None and dataset.std is not None:
+        return Normalization(tuple(dataset.mean), tuple(dataset.std))
+    measured = dataset.measure(train)
+    return Normalization(tuple(dataset.mean or measured.mean), tuple(dataset.std or measured.std))
+
+
+def measure_normalization(images: Images) -> Normalization:
+    """Mean and standard deviation of every channel, of pixels in [0, 1]; a constant channel is divided by 1."""
+    counts = [torch.bincount(images.pixels[:, c].reshape(-1).int(), minlength=256).double() for c in range(images.shape[0])]
+    values = torch.arange(256).double() / 255
+    mean = [float((count * values).sum() / count.sum()) for count in counts]
+    std = [float((count * (values - m) ** 2).sum() / count.sum()) ** 0.5 or 1.0 for count, m in zip(counts, mean, strict=True)]
+    return Normalization(tuple(mean), tuple(std))

@@ -1,45 +1,149 @@
-"""Training batches from a tensor that lives on the device: no workers, no files, no host in the loop."""
+"""Training batches: made on the device from a tensor that lives there, or decoded from files by workers."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
-from rlprune.data.base import Images, Normalization
+from rlprune.data.base import Augmentation, Images, Normalization, Pictures
+from rlprune.data.files import ImageFiles
+from rlprune.seeding import derive_seed, torch_generator
+
+RATIO = (3 / 4, 4 / 3)  # aspect ratios of a resized crop
 
 
 class Batches:
-    """Shuffled, augmented, normalised batches, one epoch an iteration.
+    """Shuffled, augmented, normalised batches.
 
-    Every epoch visits each image once; a last batch of one image is left out, as batch norm cannot train on it. Random crop and flip are
-    drawn for each image.
+    An epoch visits each image once; a last batch of one image is left out, as batch norm cannot train on it. Every batch draws from random
+    streams that belong to its place in its epoch, so that a training that goes on in the middle of one equals an unbroken one.
+
+    Args:
+        images: in memory, on the device that makes the batches, or on disk.
+        batch_size: images a batch.
+        normalization: applied last.
+        augmentation: drawn anew for each image.
+        num_classes: length of mixed labels.
+        seed: of all streams.
+        device: where batches go.
     """
 
     def __init__(
-        self, images: Images, *, batch_size: int, normalization: Normalization, crop: int, flip: bool, generator: torch.Generator
+        self,
+        images: Pictures,
+        *,
+        batch_size: int,
+        normalization: Normalization,
+        augmentation: Augmentation,
+        num_classes: int,
+        seed: int,
+        device: torch.device,
     ) -> None:
-        self.images, self.batch_size, self.normalization = images, batch_size, normalization
-        self.crop, self.flip, self.generator = crop, flip, generator
+        self.images: Pictures = images.to(device) if isinstance(images, Images) else images
+        self.batch_size, self.normalization, self.augmentation = batch_size, normalization, augmentation
+        self.num_classes, self.seed, self.device = num_classes, seed, device
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch_size)
         return max(1, whole + (rest > 1))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.images.pixels.device
-        order = torch.randperm(len(self.images), generator=self.generator, device=device)
-        for chosen in order.split(self.batch_size)[: len(self)]:
-            yield self.normalization(self._augment(self.images.pixels[chosen])), self.images.labels[chosen]
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch from its batch `start` on.
 
-    def _augment(self, pixels: Tensor) -> Tensor:
-        count, _, height, width = pixels.shape
-        device = pixels.device
-        if self.crop:
-            windows = F.pad(pixels, [self.crop] * 4).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, offsets, offsets, H, W)
-            offsets = torch.randint(2 * self.crop + 1, (2, count), generator=self.generator, device=device)
-            pixels = windows[torch.arange(count, device=device), :, offsets[0], offsets[1]]
-        if self.flip:
-            mirrored = torch.rand(count, generator=self.generator, device=device) < 0.5
-            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+        Float32 images of shape (n, C, H, W), and labels: int64 (n,), or where they are mixed float32 (n, classes).
+        """
+        on = self.device if isinstance(self.images, Images) else torch.device("cpu")
+        order = torch.randperm(len(self.images), generator=torch_generator(self.seed, f"epoch {number}", on), device=on)
+        chosen = order.split(self.batch_size)[start : len(self)]
+        seeds = [derive_seed(self.seed, f"epoch {number} batch {start + index}") for index in range(len(chosen))]
+        for seed, (pixels, labels) in zip(seeds, self._pixels(chosen, seeds), strict=True):
+            yield self._mixed(self.normalization(pixels), labels, seed)
+
+    def augmented(self, indices: np.ndarray) -> Tensor:
+        """These images, each varied once, as uint8; for looking at."""
+        ((pixels, _),) = self._pixels((torch.from_numpy(indices).to(self.device),), [self.seed])
         return pixels
+
+    def _pixels(self, chosen: tuple[Tensor, ...], seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches, uint8."""
+        if isinstance(self.images, ImageFiles):
+            places = [
+                list(zip(part.tolist(), range(seed, seed + len(part)), strict=True)) for part, seed in zip(chosen, seeds, strict=True)
+            ]
+            yield from self.images.stream(places, self._file_transform, self.device)
+        elif isinstance(self.images, Images):
+            for part, seed in zip(chosen, seeds, strict=True):
+                generator = torch.Generator(self.device).manual_seed(seed)
+                yield self._augment(self.images.pixels[part], generator), self.images.labels[part]
+
+    @cached_property
+    def _file_transform(self) -> Callable[[Image.Image], Tensor]:
+        """What the workers do to a decoded picture of any size."""
+        how, geometry = self.augmentation, self.images.geometry  # type: ignore[attr-defined]
+        steps: list[Callable[..., object]] = []
+        if how.resized_crop is not None:
+            steps.append(v2.RandomResizedCrop(geometry.size, scale=how.resized_crop, ratio=RATIO))
+        else:
+            steps.append(geometry)
+            if how.crop:
+                steps.append(v2.RandomCrop(geometry.size, padding=how.crop))
+        if how.flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if how.randaugment is not None:
+            steps.append(_randaugment(how.randaugment))
+        return v2.Compose([*steps, v2.PILToTensor()])
+
+    def _augment(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        how, count, device = self.augmentation, len(pixels), pixels.device
+        if how.crop:
+            height, width = pixels.shape[2:]
+            windows = F.pad(pixels, [how.crop] * 4).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, offsets, offsets, H, W)
+            offsets = torch.randint(2 * how.crop + 1, (2, count), generator=generator, device=device)
+            pixels = windows[torch.arange(count, device=device), :, offsets[0], offsets[1]]
+        if how.resized_crop is not None:
+            pixels = _resized_crop(pixels, how.resized_crop, generator)
+        if how.flip:
+            mirrored = torch.rand(count, generator=generator, device=device) < 0.5
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+        if how.randaugment is not None:
+            transform = _randaugment(how.randaugment)
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global stream, which belongs to dropout
+                torch.default_generator.manual_seed(generator.initial_seed())
+                pixels = torch.stack([transform(image) for image in pixels])
+        return pixels
+
+    def _mixed(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Mixup, cutmix, or one of them drawn for the batch."""
+        how = self.augmentation
+        ways = [way(alpha=alpha, num_classes=self.num_classes) for way, alpha in ((v2.MixUp, how.mixup), (v2.CutMix, how.cutmix)) if alpha]
+        if not ways:
+            return images, labels
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            mixed: tuple[Tensor, Tensor] = v2.RandomChoice(ways)(images, labels)
+        return mixed
+
+
+def _randaugment(magnitude: int) -> Callable[..., Tensor]:
+    return v2.RandAugment(num_ops=2, magnitude=magnitude)
+
+
+def _resized_crop(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """A random window of each image, resized to the whole: as v2.RandomResizedCrop, but all images at once."""
+    count, _, height, width = pixels.shape
+    uniform = torch.rand(4, count, generator=generator, device=pixels.device)
+    share = area[0] + (area[1] - area[0]) * uniform[0]
+    ratio = torch.exp(math.log(RATIO[1]) * (2 * uniform[1] - 1))  # log-uniform between 3/4 and 4/3
+    wide = (share * ratio).sqrt().clamp(max=1)  # of the image's side
+    high = (share / ratio).sqrt().clamp(max=1)
+    centre_x, centre_y = (1 - wide) * (2 * uniform[2] - 1), (1 - high) * (2 * uniform[3] - 1)  # in [-1, 1]
+    zero = torch.zeros_like(wide)
+    theta = torch.stack([torch.stack([wide, zero, centre_x], 1), torch.stack([zero, high, centre_y], 1)], 1)  # (N, 2, 3)
+    grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
+    return F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False).round().clamp(0, 255).byte()

@@ -35,6 +35,10 @@ class Cifar(Dataset):
         """10,000 images."""
         return self._images(self._open(train=False))
 
+    def count_test(self) -> int:
+        """10,000."""
+        return 10_000
+
     def _open(self, *, train: bool) -> CIFAR10:
         folder = Path(self.root) if self.root is not None else self.data_dir
         source = CIFAR10 if self.classes == 10 else CIFAR100

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from rlprune.data.base import Dataset, Images, stratified_order
 from rlprune.seeding import numpy_generator
 
-TEST_FRACTION = 0.2
+TEST_IMAGES = 359  # a fifth
 
 
 @dataclass(kw_only=True)
@@ -35,14 +35,17 @@ class Digits(Dataset):
         """359 images."""
         return self._read(test=True)
 
+    def count_test(self) -> int:
+        """359."""
+        return TEST_IMAGES
+
     def _read(self, *, test: bool) -> Images:
         from sklearn.datasets import load_digits  # heavy, so only where it is needed
 
         data = load_digits()
         labels = torch.from_numpy(np.asarray(data.target)).long()
         order = stratified_order(labels, numpy_generator(0, "digits"))
-        size = round(len(order) * TEST_FRACTION)
-        chosen = np.sort(order[:size] if test else order[size:])
+        chosen = np.sort(order[:TEST_IMAGES] if test else order[TEST_IMAGES:])
         pixels = torch.from_numpy(data.images[chosen]).float().unsqueeze(1) * (255 / 16)
         pixels = F.interpolate(pixels, size=self.image_size, mode="bilinear", align_corners=False)
         return Images(pixels.round().clamp(0, 255).byte().expand(-1, 3, -1, -1).contiguous(), labels[torch.from_numpy(chosen)])

@@ -1,53 +1,69 @@
-"""Folders of images, a folder a class, decoded once into a cached tensor."""
+"""Folders of images, a folder a class: decoded once into a cached tensor where that fits into memory, read from disk where it does not."""
 
-import hashlib
+import json
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from rlprune.checkpoint import load_tensors, save_tensors
-from rlprune.data.base import Dataset, Images
+from rlprune.data.base import Dataset, Images, Normalization, Pictures, measure_normalization, sample
+from rlprune.data.files import Geometry, ImageFiles
 from rlprune.errors import UserError
+from rlprune.files import write_json
+from rlprune.seeding import numpy_generator
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+MEASURED = 10_000  # images that the normalisation of a streamed data set is measured on
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class ImageFolder(Dataset):
-    """`root/train/<class>/...` and `root/test/<class>/...` (or `val`), decoded in parallel and kept as one uint8 tensor.
+    """`root/train/<class>/...` and `root/test/<class>/...` (or `val`).
 
     Args:
         root: the folder.
-        image_size: pixels a side; images of another size are resized (bilinear, antialiased).
-        cache_dir: where decoded tensors are kept, keyed by the list of files.
+        image_size: pixels a side.
+        resize: pixels of the shorter side before the centre is cut out; null squeezes the whole picture into the square.
+        memory_gb: splits that take more than this when decoded (10⁹ bytes) stay on disk and are decoded batch by batch.
+        num_workers: processes that decode ahead; null: one a core.
+        cache_dir: where decoded tensors and measured constants are kept, keyed by the list of files.
     """
 
     root: str
     image_size: int
+    resize: int | None
+    memory_gb: float
+    num_workers: int | None
     cache_dir: Path
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_size < 1:
             raise ValueError(f"image_size={self.image_size}: must be ≥ 1")
+        if self.resize is not None and self.resize < self.image_size:
+            raise ValueError(f"resize={self.resize}: must be ≥ image_size={self.image_size}, or null")
+        if self.memory_gb < 0:
+            raise ValueError(f"memory_gb={self.memory_gb}: must be ≥ 0")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers}: must be ≥ 0, or null")
 
-    def read_train(self) -> tuple[Images, tuple[str, ...]]:
+    def read_train(self) -> tuple[ImageFiles, tuple[str, ...]]:
         """All images under `train`, in the order of their paths."""
         folder = self._folder("train")
         classes = _classes(folder)
-        return self._read(folder, classes), classes
+        return self._list(folder, classes), classes
 
-    def read_test(self) -> Images:
+    def read_test(self) -> ImageFiles:
         """All images under `test`, or `val`."""
-        return self._read(self._test_folder(), _classes(self._folder("train")))
+        return self._list(self._test_folder(), _classes(self._folder("train")))
+
+    def count_test(self) -> int:
+        """Files under `test`, or `val`."""
+        folder = self._test_folder()
+        return sum(len(_files(folder / name)) for name in _classes(folder))
 
     def check_test(self) -> None:
         """There is a test folder and it has no class that training lacks."""
@@ -56,6 +72,36 @@ class ImageFolder(Dataset):
             if name not in known:
                 raise UserError(f"{self._test_folder() / name}: is a class that {self._folder('train')} lacks; add or remove it")
             _files(self._test_folder() / name)
+
+    def hold(self, images: Pictures) -> Pictures:
+        """The images in memory, decoded now or by an earlier run, unless they take more than `memory_gb`."""
+        if not isinstance(images, ImageFiles) or images.decoded_bytes > self.memory_gb * 1e9:
+            return images
+        cache = self.cache_dir / f"{self._name}-{len(images)}-{images.checksum():016x}.safetensors"
+        cached = _load_cache(cache)
+        if cached is not None:
+            return cached
+        decoded = images.load()
+        save_tensors(cache, {"pixels": decoded.pixels, "labels": decoded.labels}, {"crc32": decoded.checksum()})
+        return decoded
+
+    def measure(self, train: Pictures) -> Normalization:
+        """Measured on all training images, or on 10,000 of them where they stay on disk, and kept for the next run."""
+        cache = self.cache_dir / f"{self._name}-{len(train)}-{train.checksum():016x}.json"
+        try:
+            kept = json.loads(cache.read_text(encoding="utf-8"))
+            return Normalization(tuple(map(float, kept["mean"])), tuple(map(float, kept["std"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            log.debug("no constants in %s yet", cache)
+        if not isinstance(train, Images):
+            log.info("%d training images stay on disk; measuring their mean and standard deviation on %d", len(train), MEASURED)
+        measured = measure_normalization(sample(train, MEASURED, numpy_generator(0, "normalisation")).load())
+        write_json(cache, {"mean": measured.mean, "std": measured.std})
+        return measured
+
+    @property
+    def _name(self) -> str:
+        return Path(self.root).resolve().name
 
     def _folder(self, name: str) -> Path:
         folder = Path(self.root) / name
@@ -69,20 +115,10 @@ class ImageFolder(Dataset):
                 return Path(self.root) / name
         raise UserError(f"dataset.root={self.root}: has neither a folder test nor val; the final table needs one")
 
-    def _read(self, folder: Path, classes: tuple[str, ...]) -> Images:
+    def _list(self, folder: Path, classes: tuple[str, ...]) -> ImageFiles:
         files = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
-        digest = hashlib.sha256(f"{self.image_size}".encode())
-        for path, _ in files:
-            status = path.stat()
-            digest.update(f"{path.relative_to(folder)}/{status.st_size}/{status.st_mtime_ns}\n".encode())
-        cache = self.cache_dir / f"{folder.parent.name}-{folder.name}-{digest.hexdigest()[:16]}.safetensors"
-        cached = _load_cache(cache)
-        if cached is not None:
-            return cached
-        images = Images(_decode([path for path, _ in files], self.image_size), torch.tensor([label for _, label in files]))
-        tensors = {"pixels": images.pixels, "labels": images.labels}
-        save_tensors(cache, tensors, {"crc32": images.checksum()})
-        return images
+        labels = torch.tensor([label for _, label in files], dtype=torch.long)
+        return ImageFiles([path for path, _ in files], labels, Geometry(self.image_size, self.resize), self.num_workers)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -115,40 +151,3 @@ def _load_cache(path: Path) -> Images | None:
         log.debug("cache %s could not be read", path, exc_info=True)
     log.warning("%s: the cache is damaged; decoding the images again", path)
     return None
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of 16 bits, scaled; Pillow would clip them to white."""
-    if image.mode == "F":
-        raise ValueError("32-bit floating-point pixels have no fixed range; save it with 8 bits")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image).astype(np.float64)
-    return Image.fromarray(
-        (values / (257 if image.mode.startswith("I;16") or values.max() > 255 else 1)).round().clip(0, 255).astype(np.uint8)
-    )
-
-
-def _decode(paths: list[Path], size: int) -> torch.Tensor:
-    try:
-        pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-    except MemoryError as error:
-        raise UserError(f"dataset.image_size={size}: {len(paths)} such images do not fit into memory; make it smaller") from error
-
-    def read(index: int) -> None:
-        try:
-            with Image.open(paths[index]) as image:
-                picture = _eight_bits(image).convert("RGB")
-                if picture.size != (size, size):
-                    picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-                pixels[index] = np.asarray(picture)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise UserError(f"{paths[index]}: is no readable image ({error}); replace or remove it") from error
-
-    executor = ThreadPoolExecutor(max_workers=os.cpu_count())
-    try:
-        for _ in tqdm(executor.map(read, range(len(paths)), chunksize=64), total=len(paths), desc="decode images", unit="img"):
-            continue
-    finally:
-        executor.shutdown(cancel_futures=True)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

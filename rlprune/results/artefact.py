@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,12 @@ def save_artefact(
     write_json(folder / "plan.json", plan)
 
 
-def load_artefact(folder: Path) -> Artefact:
+def load_artefact(folder: Path, make: Callable[[Origin], nn.Module] = Origin.build) -> Artefact:
     """Rebuild a pruned network from its folder. No code is taken from the files: a plan only names shipped models.
+
+    Args:
+        folder: with plan.json and weights.safetensors.
+        make: makes the dense network, whatever its weights; for networks of the user's own.
 
     Raises:
         UserError: a file is absent, damaged, of a newer version, or does not fit the others; names it.
@@ -71,7 +76,7 @@ def load_artefact(folder: Path) -> Artefact:
     path = folder / "plan.json"
     plan, origin, keep = read_plan(path)
     try:
-        dense = origin.build()
+        dense = make(origin)
         graph = trace(dense, torch.zeros(2, *origin.shape), ignore=map(str, plan["ignore"]), prove=False)
         network = prune(dense, graph, keep)
     except UserError as error:
@@ -89,12 +94,20 @@ def load_levels(folder: Path, dense: nn.Module, graph: ChannelGraph) -> tuple[nn
     return before.eval(), after.eval()
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """The pruned network of a run folder, or of an artefact folder in it, in eval mode.
 
     It takes images normalised with the `mean` and `std` that `plan.json` names, and runs no code from the files.
+
+    Args:
+        path: the folder.
+        model: the dense network, for a class of your own (its weights do not matter); None builds the shipped model that the plan names.
+
+    Raises:
+        UserError: a file is absent or damaged, or `model` is another network.
     """
-    return load_artefact(find_artefact(Path(path))).network
+    folder = find_artefact(Path(path))
+    return (load_artefact(folder) if model is None else load_artefact(folder, lambda origin: model)).network
 
 
 def find_artefact(path: Path) -> Path:

@@ -6,24 +6,23 @@ import torch
 from torch import nn
 
 from rlprune.cost import measure_latency
-from rlprune.data.base import Dataset, Images, limited
+from rlprune.data.base import Dataset, Pictures, limited, require_labels
 from rlprune.errors import UserError
 from rlprune.setup import Setup
 from rlprune.training.evaluate import Accuracy, Evaluator
 from rlprune.training.execution import Execution
 
 
-def open_test_split(dataset: Dataset, num_classes: int, shape: tuple[int, ...]) -> Images:
+def open_test_split(dataset: Dataset, num_classes: int, shape: tuple[int, ...]) -> Pictures:
     """Read the test images.
 
     Raises:
         UserError: labels or pixels do not fit the network.
     """
-    images = limited(dataset.read_test(), dataset.limit)
-    if int(images.labels.max()) >= num_classes:
-        raise UserError(f"dataset: the test split has labels up to {int(images.labels.max())}, the network {num_classes} outputs")
-    if tuple(images.pixels.shape[1:]) != shape:
-        raise UserError(f"dataset: test images have shape {tuple(images.pixels.shape[1:])}, the network takes {shape}")
+    images = dataset.hold(limited(dataset.read_test(), dataset.limit))
+    require_labels(images, num_classes, "test")
+    if images.shape != shape:
+        raise UserError(f"dataset: test images have shape {images.shape}, the network takes {shape}")
     return images
 
 

@@ -96,6 +96,7 @@ def finish(
         "splits": {"train": len(splits.train), "search": len(splits.search), "search_used": len(evaluator), "test": rows[0].n},
         **_past(history, dense),
         **(facts or {}),
+        "training": str(setup.execution.training),
         "seconds": clock.seconds,
         **environment(setup.execution.device),
     }

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from rlprune.config import build, shipped
+from rlprune.config import build, shipped, shipped_names
+from rlprune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Origin:
         Raises:
             UserError: this version ships no such model, or the settings do not fit it.
         """
+        if self.model == "custom" or self.model not in shipped_names("model"):
+            words = [
+                f"model={self.model}",
+                *(f"model.{key}={value}" for key, value in self.model_settings.items() if self.model == "custom"),
+            ]
+            raise UserError(
+                f"model={self.model}: is not shipped with this version, and code is never taken from a file; name the network again: "
+                f"rlprune evaluate run=FOLDER {' '.join(words)}, or rlprune.load(FOLDER, model=NETWORK)"
+            )
         network: nn.Module = build(
             shipped("model", self.model, self.model_settings), "model", in_channels=self.in_channels, num_classes=len(self.class_names)
         )

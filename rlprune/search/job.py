@@ -14,9 +14,9 @@ from tqdm import tqdm
 from rlprune.agents.base import Agent
 from rlprune.config import ScheduleConfig, SearchConfig
 from rlprune.criteria.base import Criterion
-from rlprune.data.base import stratified_order
+from rlprune.data.base import sample
 from rlprune.errors import UserError
-from rlprune.graph import ChannelGraph, freeze_failures, trace
+from rlprune.graph import ChannelGraph, Padded, freeze_failures, trace
 from rlprune.results.artefact import load_levels, save_artefact
 from rlprune.results.finish import Tested, finish
 from rlprune.results.record import Clock, Identity, write_steps
@@ -29,6 +29,7 @@ from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
 from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
+from rlprune.training.execution import MULTIPLE
 from rlprune.training.recover import Recovery, epoch_seconds, recover
 
 log = logging.getLogger(__name__)
@@ -61,13 +62,15 @@ class PruneJob:
         restored = None if not self.resume else load_state(states, dense.network, graph, self.agent, environment.ledger)
         state = restored or start_state(dense.network, graph, environment.measure(dense.network))
         self._set_deadline(environment.ledger, state)
-        self._announce(state, environment, plan, len(evaluator))
+        self._announce(state, dense.network, graph, environment, plan, len(evaluator))
         run_search(
             state,
             agent=self.agent,
             environment=environment,
             schedule=plan,
-            recover=self._recover,
+            recover=lambda network, teacher, epochs, phase: self._recover(
+                network, teacher, epochs, phase, padded=self._padded(network, dense.network, graph, state.kept)
+            ),
             epochs=self.recovery.epochs,
             final_epochs=self.recovery.final_epochs,
             seed=self.identity.seed,
@@ -111,10 +114,7 @@ class PruneJob:
 
     def _evaluator(self) -> Evaluator:
         images, samples = self.setup.splits.search, self.search.samples
-        if samples is not None and samples < len(images):
-            images = images.subset(
-                np.sort(stratified_order(images.labels, numpy_generator(self.identity.seed, "search samples"))[:samples])
-            )
+        images = self.setup.dataset.hold(sample(images, samples, numpy_generator(self.identity.seed, "search samples")))
         return Evaluator(images, self.setup.splits.normalization, self.setup.execution)
 
     def _plan(self, graph: ChannelGraph) -> Schedule:
@@ -141,9 +141,8 @@ class PruneJob:
         )
 
     def _scorer(self) -> Any:
-        count = min(self.criterion.calibration_images, len(self.setup.splits.train))
-        chosen = stratified_order(self.setup.splits.train.labels, numpy_generator(self.identity.seed, "calibration"))[:count]
-        calibration = self.setup.splits.train.subset(np.sort(chosen)).to(self.setup.execution.device)
+        chosen = sample(self.setup.splits.train, self.criterion.calibration_images, numpy_generator(self.identity.seed, "calibration"))
+        calibration = chosen.load().to(self.setup.execution.device)
         images = self.setup.splits.normalization(calibration.pixels)
         return lambda network, graph: self.criterion.scores(network, graph, images, calibration.labels)
 
@@ -152,7 +151,9 @@ class PruneJob:
             spent = sum(record.search_seconds + record.recovery_seconds for record in state.history.steps)
             ledger.deadline = time.monotonic() + 60 * self.schedule.max_minutes - spent
 
-    def _announce(self, state: SearchState, environment: Environment, plan: Schedule, images: int) -> None:
+    def _announce(
+        self, state: SearchState, dense: nn.Module, graph: ChannelGraph, environment: Environment, plan: Schedule, images: int
+    ) -> None:
         """Say how long it will take, from seconds measured on the network as it is."""
         environment.measure(state.network)  # warms up
         start = time.perf_counter()
@@ -162,11 +163,18 @@ class PruneJob:
         per_step = min(self.agent.candidates_per_step, self.search.max_candidates or self.agent.candidates_per_step)
         epochs = sum(self.recovery.final_epochs if step in plan.levels else self.recovery.epochs for step in ahead if plan.recovers(step))
         epochs *= 1 + self.recovery.control
-        epoch = (
-            epoch_seconds(state.network, self.setup.splits, recovery=self.recovery, execution=self.setup.execution, seed=self.identity.seed)
-            if epochs
-            else 0.0
-        )
+        epoch = 0.0
+        if epochs:
+            trained = copy.deepcopy(state.network)
+            epoch = epoch_seconds(
+                trained,
+                state.teacher,
+                self.setup.splits,
+                recovery=self.recovery,
+                execution=self.setup.execution,
+                seed=self.identity.seed,
+                padded=self._padded(trained, dense, graph, state.kept),
+            )
         candidates = per_step * len(ahead)
         limit = "" if self.schedule.max_minutes is None else f"; the search ends after {self.schedule.max_minutes:g} min at the latest"
         log.info(
@@ -178,7 +186,7 @@ class PruneJob:
 
     # -- during the search ---------------------------------------------------------------------------------------------------------
 
-    def _recover(self, network: nn.Module, teacher: nn.Module, epochs: int, phase: str) -> None:
+    def _recover(self, network: nn.Module, teacher: nn.Module, epochs: int, phase: str, padded: Padded | None = None) -> None:
         recover(
             network,
             teacher,
@@ -188,7 +196,13 @@ class PruneJob:
             execution=self.setup.execution,
             seed=self.identity.seed,
             phase=phase,
+            padded=padded,
         )
+
+    def _padded(self, network: nn.Module, dense: nn.Module, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> Padded | None:
+        """How a pruned network is trained where odd widths are slow."""
+        pads = self.setup.execution.pads(network)
+        return Padded(dense, graph, kept, network, multiple=MULTIPLE) if pads else None
 
     def _after_step(self, state: SearchState, folder: Path) -> None:
         write_steps(self.identity.run_dir, state.history)

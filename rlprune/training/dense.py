@@ -3,8 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ from torch import nn
 from rlprune.checkpoint import load_into, load_tensors, load_weights, save_tensors
 from rlprune.data.base import Splits
 from rlprune.errors import UserError
+from rlprune.provenance import provenance
 from rlprune.seeding import seed_globals
 from rlprune.training.execution import Execution
 from rlprune.training.fit import Recipe, cross_entropy, fit
+from rlprune.training.progress import Saver
 from rlprune.training.recover import training_batches
 
 log = logging.getLogger(__name__)
@@ -37,48 +38,103 @@ def dense_path(folder: Path, choices: dict[str, str], facts: Any) -> Path:
     return folder / f"{choices['model']}-{choices['dataset']}-{digest}.safetensors"
 
 
-def obtain_dense(
-    make: Callable[[], nn.Module],
-    splits: Splits,
-    *,
-    checkpoint: str | None,
-    path: Path,
-    epochs: int,
-    batch_size: int,
-    label_smoothing: float,
-    recipe: Recipe,
-    execution: Execution,
-    seed: int,
-    train: bool = False,
-) -> Dense:
-    """Load `checkpoint`, or the file at `path` of an earlier run, or train and keep it there; with `train`, train in any case.
+@dataclass(frozen=True)
+class Training:
+    """Dense training.
+
+    Args:
+        epochs: over the training images.
+        batch_size: images a step.
+        label_smoothing: share of a label that is spread over all classes.
+        randaugment, mixup, cutmix: as in `rlprune.data.base.Augmentation`.
+        save_minutes: between two saves of the state that a killed training goes on from.
+        recipe: optimizer and schedule.
+    """
+
+    epochs: int
+    batch_size: int
+    label_smoothing: float
+    randaugment: int | None
+    mixup: float
+    cutmix: float
+    save_minutes: float
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dense network comes from and is kept.
+
+    Args:
+        checkpoint: weights to start from, or None.
+        path: where a trained network is kept.
+        state: where the state of a training is kept.
+        train: train even where a network is there already.
+        resume: go on from the state.
+    """
+
+    checkpoint: str | None
+    path: Path
+    state: Path
+    train: bool
+    resume: bool
+
+
+def obtain_dense(network: nn.Module, splits: Splits, *, source: Source, training: Training, execution: Execution, seed: int) -> Dense:
+    """The network with the weights of `source.checkpoint`, of an earlier run, or published ones; trained where there are none.
+
+    Args:
+        network: with its first weights; used itself.
+        splits: training images.
+        source: where weights may come from.
+        training: how to train it.
+        execution: device and precision.
+        seed: of the training.
 
     Raises:
         UserError: a checkpoint that is absent, damaged, or of another architecture; a training whose loss is not finite.
     """
-    seed_globals(seed, "initial weights")
-    network = make()
-    if checkpoint is not None:
-        tensors, _ = load_weights(Path(checkpoint))
-        load_into(network, tensors, f"checkpoint={checkpoint}")
-        if not train:
-            return Dense(network.to(execution.device).eval(), checkpoint, "unknown", [])
-    elif path.exists() and not train:
+    known = provenance(network)
+    seen = "no" if source.checkpoint is None and known.weights is None else "unknown"
+    if source.checkpoint is not None:
+        tensors, _ = load_weights(Path(source.checkpoint))
+        load_into(network, tensors, f"checkpoint={source.checkpoint}")
+        if not source.train:
+            return Dense(network.to(execution.device).eval(), source.checkpoint, seen, [])
+    elif source.path.exists() and not source.train:
         try:
-            tensors, metadata = load_tensors(path)
-            load_into(network, tensors, str(path))
-            log.info("dense network: loaded %s", path)
-            return Dense(network.to(execution.device).eval(), str(path), "no", metadata.get("losses", []))
+            tensors, metadata = load_tensors(source.path)
+            load_into(network, tensors, str(source.path))
+            log.info("dense network: loaded %s", source.path)
+            return Dense(network.to(execution.device).eval(), str(source.path), seen, metadata.get("losses", []))
         except UserError as error:
             log.warning("%s; training it again", error)
-    reason = "as asked" if train else "none kept for these settings"
-    log.info("dense network: %s; training %d epochs on %d images", reason, epochs, len(splits.train))
+    elif known.weights is not None and known.complete and not source.train:
+        log.info("dense network: %s", known.weights)
+        return Dense(network.to(execution.device).eval(), known.weights, seen, [])
+    losses = _train(network, splits, source, training, execution, seed)
+    save_tensors(source.path, network.state_dict(), {"epochs": training.epochs, "losses": losses})
+    use = " for the next run" if source.checkpoint is None else f"; use it with checkpoint={source.path}"
+    log.info("dense network: kept in %s%s", source.path, use)
+    return Dense(network.eval(), str(source.path), seen, losses)
+
+
+def _train(network: nn.Module, splits: Splits, source: Source, training: Training, execution: Execution, seed: int) -> list[float]:
+    reason = "as asked" if source.train else "none kept for these settings"
+    log.info("dense network: %s; training %d epochs on %d images", reason, training.epochs, len(splits.train))
     network.to(execution.device)
     seed_globals(seed, "dense training")
-    batches = training_batches(splits, batch_size, execution, seed, "dense training")
+    how = replace(splits.augmentation, randaugment=training.randaugment, mixup=training.mixup, cutmix=training.cutmix)
+    saver = Saver(source.state, minutes=training.save_minutes, resume=source.resume)
     losses = fit(
-        network, batches, epochs=epochs, loss=cross_entropy(label_smoothing), recipe=recipe, execution=execution, description="train dense"
+        network,
+        training_batches(replace(splits, augmentation=how), training.batch_size, execution, seed, "dense training"),
+        epochs=training.epochs,
+        loss=cross_entropy(training.label_smoothing),
+        recipe=training.recipe,
+        execution=execution,
+        description="train dense",
+        saver=saver,
     )
-    save_tensors(path, network.state_dict(), {"epochs": epochs, "losses": losses})
-    log.info("dense network: kept in %s%s", path, " for the next run" if checkpoint is None else f"; use it with checkpoint={path}")
-    return Dense(network.eval(), str(path), "no" if checkpoint is None else "unknown", losses)
+    saver.forget()
+    return losses

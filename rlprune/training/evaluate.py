@@ -2,12 +2,14 @@
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rlprune.data.base import Images, Normalization
+from rlprune.data.base import Images, Normalization, Pictures
+from rlprune.data.files import ImageFiles
 from rlprune.training.execution import Execution
 
 log = logging.getLogger(__name__)
@@ -44,9 +46,9 @@ class Evaluator:
     Out of device memory, it halves its batch and says so.
     """
 
-    def __init__(self, images: Images, normalization: Normalization, execution: Execution, *, batch_size: int = 512) -> None:
+    def __init__(self, images: Pictures, normalization: Normalization, execution: Execution, *, batch_size: int = 512) -> None:
         self.execution, self.normalization, self.batch_size = execution, normalization, batch_size
-        self.images = images.to(execution.device)
+        self.images: Pictures = images.to(execution.device) if isinstance(images, Images) else images
         self._resident: list[tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -80,11 +82,20 @@ class Evaluator:
             five += hits.sum()
         return Accuracy(int(first), int(five), len(self.images))
 
-    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Normalised images and labels on the device."""
         if self._resident is not None:
             return self._resident
-        chunks = zip(self.images.pixels.split(self.batch_size), self.images.labels.split(self.batch_size), strict=True)
-        if self.images.pixels.numel() * 4 > RESIDENT_BYTES:
-            return ((self.normalization(pixels), labels) for pixels, labels in chunks)  # type: ignore[return-value]
-        self._resident = [(self.normalization(pixels).contiguous(memory_format=torch.channels_last), labels) for pixels, labels in chunks]
+        if math.prod(self.images.shape) * len(self.images) * 4 > RESIDENT_BYTES:
+            return ((self.normalization(pixels), labels) for pixels, labels in self._chunks())
+        self._resident = [(self.normalization(p).contiguous(memory_format=torch.channels_last), labels) for p, labels in self._chunks()]
         return self._resident
+
+    def _chunks(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Pixels and labels on the device."""
+        if isinstance(self.images, ImageFiles):
+            order = [(index, 0) for index in range(len(self.images))]
+            batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+            return self.images.stream(batches, None, self.execution.device)
+        images = self.images.load()
+        return zip(images.pixels.split(self.batch_size), images.labels.split(self.batch_size), strict=True)

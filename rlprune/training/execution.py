@@ -9,32 +9,68 @@ from torch import nn
 
 from rlprune.errors import UserError
 
+MULTIPLE = 16  # channels that the kernels of CPUs work on at once
+
+
+@dataclass(frozen=True)
+class Way:
+    """How training runs: autocast type (None: float32) and memory format."""
+
+    dtype: torch.dtype | None
+    memory_format: torch.memory_format
+
+    def __str__(self) -> str:
+        dtype = "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return f"{dtype}, {'channels_last' if self.memory_format is torch.channels_last else 'plain format'}"
+
 
 @dataclass(frozen=True)
 class Execution:
-    """Device, autocast type (None: float32), memory format (`auto`, `true`, `false`) and whether dense training is compiled."""
+    """Where and how networks run.
+
+    Args:
+        device: of all tensors.
+        dtype: autocast type of inference; None is float32.
+        ways: of training, the first unless another one is measured to be faster.
+        channels_last: memory format of inference: `auto`, `true` or `false`.
+        pad_channels: train pruned networks at other widths: `auto`, `true` or `false`.
+        compile: torch.compile for dense training.
+    """
 
     device: torch.device
     dtype: torch.dtype | None
+    ways: tuple[Way, ...]
     channels_last: str
+    pad_channels: str
     compile: bool
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    @property
+    def training(self) -> Way:
+        """How training runs."""
+        return self.ways[0]
+
+    def autocast(self, *, training: bool = False) -> AbstractContextManager[Any]:
         """The precision of a forward pass."""
-        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+        dtype = self.training.dtype if training else self.dtype
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def memory_format(self, model: nn.Module, *, training: bool) -> torch.memory_format:
-        """channels_last, except where it is slower.
+        """channels_last for inference, if not refused; for training what was chosen."""
+        if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+            return torch.contiguous_format
+        if training:
+            return self.training.memory_format
+        return torch.contiguous_format if self.channels_last == "false" else torch.channels_last
 
-        On a CPU, training is up to twice slower in channels_last where channel counts are no multiples of 16
-        (scripts/benchmarks/memory_format.py), so `auto` then takes the plain format. The rule looks at the widths, not at a clock, so that
-        equal runs stay equal.
+    def pads(self, model: nn.Module) -> bool:
+        """Whether a pruned network is trained with its channels filled up to multiples of `MULTIPLE`.
+
+        On a CPU in channels_last it then trains at least as fast as its dense parent, and otherwise up to three times slower
+        (scripts/benchmarks/training.py). The rule looks at widths, not at a clock, so that equal runs stay equal.
         """
-        convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-        odd = any(module.out_channels % 16 for module in convolutions)
-        auto = not (training and odd and self.device.type == "cpu")
-        wanted = auto if self.channels_last == "auto" else self.channels_last == "true"
-        return torch.channels_last if wanted and convolutions else torch.contiguous_format
+        auto = self.device.type == "cpu" and self.memory_format(model, training=True) is torch.channels_last
+        wanted = auto if self.pad_channels == "auto" else self.pad_channels == "true"
+        return wanted and any(module.out_channels % MULTIPLE for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
 def choose_device(name: str) -> torch.device:
@@ -76,9 +112,16 @@ def _fast_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def choose_execution(*, device: str, precision: str, channels_last: str, compile: bool) -> Execution:  # noqa: A002 (the config key)
+def choose_execution(*, device: str, precision: str, channels_last: str, pad_channels: str, compile: bool) -> Execution:  # noqa: A002
     """Everything above from the command line's words."""
-    if channels_last not in ("auto", "true", "false"):
-        raise UserError(f"channels_last={channels_last}: unknown; choose auto, true or false")
+    for key, word in (("channels_last", channels_last), ("pad_channels", pad_channels)):
+        if word not in ("auto", "true", "false"):
+            raise UserError(f"{key}={word}: unknown; choose auto, true or false")
     chosen = choose_device(device)
-    return Execution(chosen, choose_precision(precision, chosen), channels_last, compile)
+    dtype = choose_precision(precision, chosen)
+    dtypes = [dtype, None] if precision == "auto" and dtype is not None else [dtype]
+    formats = [torch.contiguous_format] if channels_last == "false" else [torch.channels_last]
+    if channels_last == "auto":
+        formats.append(torch.contiguous_format)
+    ways = tuple(Way(dtype, memory_format) for memory_format in formats for dtype in dtypes)
+    return Execution(chosen, dtype, ways, channels_last, pad_channels, compile)

@@ -1,5 +1,7 @@
 """The training loop: one for dense training, fine-tuning and distillation."""
 
+import bisect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -7,27 +9,40 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rlprune.data.batches import Batches
 from rlprune.errors import UserError
+from rlprune.graph.padding import Padded
 from rlprune.training.execution import Execution
+from rlprune.training.progress import Progress, Saver
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits (N, classes) in float32, images, labels (N,)) → mean loss."""
+"""(logits (N, classes) in float32, images, labels (N,) or (N, classes)) → mean loss."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How weights are updated.
 
-    `optimizer` makes an optimizer of parameter groups; `lr_schedule` is `one_cycle` (peak at 30 % of the steps), `cosine` or `constant`;
-    `clip_norm` bounds the gradient's norm, None leaves it.
+    Args:
+        optimizer: makes an optimizer of parameter groups.
+        lr_schedule: `one_cycle` (peak at 30 % of the steps), `cosine`, `step` (times `lr_gamma` at each of `lr_milestones`) or `constant`.
+        lr_milestones: epochs after which `step` lowers the rate.
+        lr_gamma: the factor it is lowered by.
+        warmup_epochs: over which the rate rises from zero, times the schedule; `one_cycle` has a warm-up of its own.
+        clip_norm: bound of the gradient's norm; None leaves it.
+        ema: decay of the moving average of the weights that becomes the result; None takes the weights themselves.
     """
 
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     lr_schedule: str
+    lr_milestones: tuple[int, ...]
+    lr_gamma: float
+    warmup_epochs: float
     clip_norm: float | None
+    ema: float | None
 
 
 def cross_entropy(label_smoothing: float) -> Loss:
@@ -47,61 +62,104 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in ({"params": decayed}, {"params": plain, "weight_decay": 0.0}) if group["params"]]
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """A learning-rate schedule over all steps of a training.
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, epochs: int, batches: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A learning-rate schedule over all steps of a training, `batches` an epoch.
 
     Raises:
         UserError: an unknown name.
     """
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    if name == "one_cycle":
+    steps, warm = epochs * batches, recipe.warmup_epochs * batches
+    if recipe.lr_schedule == "one_cycle":
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=steps + 1, cycle_momentum=False)
-    if name == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    if name == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
-    raise UserError(f"lr_schedule={name}: unknown; choose one_cycle, cosine or constant")
+    milestones = [epoch * batches for epoch in recipe.lr_milestones]
+    shapes: dict[str, Callable[[int], float]] = {
+        "cosine": lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)),
+        "step": lambda step: recipe.lr_gamma ** bisect.bisect_right(milestones, step),
+        "constant": lambda step: 1.0,
+    }
+    if recipe.lr_schedule not in shapes:
+        raise UserError(f"lr_schedule={recipe.lr_schedule}: unknown; choose one_cycle, {', '.join(shapes)}")
+    shape = shapes[recipe.lr_schedule]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: shape(step) * (min(1.0, (step + 1) / warm) if warm else 1.0))
 
 
 def fit(
-    model: nn.Module, batches: Batches, *, epochs: int, loss: Loss, recipe: Recipe, execution: Execution, description: str
+    model: nn.Module,
+    batches: Batches,
+    *,
+    epochs: int,
+    loss: Loss,
+    recipe: Recipe,
+    execution: Execution,
+    description: str,
+    padded: Padded | None = None,
+    saver: Saver | None = None,
 ) -> list[float]:
     """Train in place and return the mean loss of each epoch.
 
     Losses are summed on the device and read once an epoch, so that no step waits for the host.
+
+    Args:
+        model: any network of class scores.
+        batches: of its training images.
+        epochs: to train.
+        loss: of a batch.
+        recipe: optimizer and schedule.
+        execution: device, precision, memory format.
+        description: of the progress bar.
+        padded: of `model`, if it is to be trained at other widths.
+        saver: keeps the state now and then, and hands it back in a training that goes on.
 
     Raises:
         UserError: the loss or a weight is no longer finite.
     """
     if epochs == 0:
         return []
-    optimizer = recipe.optimizer(parameter_groups(model))
-    scheduler = make_scheduler(optimizer, recipe.lr_schedule, epochs * len(batches))
-    memory_format = execution.memory_format(model, training=True)
-    model.to(memory_format=memory_format).train()
-    forward = torch.compile(model) if execution.compile else model
-    history = []
-    with tqdm(total=epochs * len(batches), desc=description, unit="batch", leave=False) as bar:
-        for epoch in range(epochs):
-            total = torch.zeros((), device=execution.device)
-            for images, labels in batches:
+    network = model if padded is None else padded.network
+    memory_format = execution.memory_format(network, training=True)
+    network.to(memory_format=memory_format).train()
+    optimizer = recipe.optimizer(parameter_groups(network))
+    scheduler = make_scheduler(optimizer, recipe, epochs, len(batches))
+    average = None if recipe.ema is None else AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+    progress = Progress(network, optimizer, scheduler, average, torch.zeros((), device=execution.device))
+    if saver is not None:
+        saver.restore(progress)
+    forward = torch.compile(network) if execution.compile else network
+    done = progress.epoch * len(batches) + progress.batch
+    with tqdm(total=epochs * len(batches), initial=done, desc=description, unit="batch", leave=False) as bar:
+        while progress.epoch < epochs:
+            for images, labels in batches.epoch(progress.epoch, start=progress.batch):
                 images = images.contiguous(memory_format=memory_format)
-                with execution.autocast():
+                with execution.autocast(training=True):
                     logits = forward(images)
                 value = loss(logits.float(), images, labels)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
+                if padded is not None:
+                    padded.mask_gradients()
                 if recipe.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                    torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
                 optimizer.step()
                 scheduler.step()
-                total += value.detach()
+                if average is not None:
+                    average.update_parameters(network)
+                progress.total += value.detach()
+                progress.batch += 1
                 bar.update()
-            history.append(float(total) / len(batches))
-            bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{history[-1]:.3f}")
-            _require_finite(model, history[-1], f"{description}, epoch {epoch + 1}")
+                if saver is not None and progress.batch < len(batches):
+                    saver.save_if_due(progress)
+            progress.end_epoch(len(batches))
+            bar.set_postfix(epoch=f"{progress.epoch}/{epochs}", loss=f"{progress.losses[-1]:.3f}")
+            _require_finite(network, progress.losses[-1], f"{description}, epoch {progress.epoch}")
+            if saver is not None:
+                saver.save_if_due(progress)
+    if average is not None:
+        network.load_state_dict(average.module.state_dict())
+    if padded is not None:
+        padded.write_back()
     model.eval()
-    return history
+    return progress.losses
 
 
 def _require_finite(model: nn.Module, loss: float, where: str) -> None:

@@ -1,6 +1,5 @@
 """Recovery after pruning: fine-tuning and knowledge distillation (RL-Pruner, section 3.4)."""
 
-import copy
 import time
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from rlprune.data.base import Splits
 from rlprune.data.batches import Batches
-from rlprune.seeding import derive_seed, seed_globals, torch_generator
+from rlprune.graph.padding import Padded
+from rlprune.seeding import derive_seed, seed_globals
 from rlprune.training.execution import Execution
 from rlprune.training.fit import Loss, Recipe, cross_entropy, fit
 
@@ -51,34 +51,54 @@ def distillation(teacher: nn.Module, *, rho: float, temperature: float, executio
 
 
 def training_batches(splits: Splits, batch_size: int, execution: Execution, seed: int, phase: str) -> Batches:
-    """Augmented batches of the training split on the device, with a stream of random numbers of their own."""
+    """Augmented batches of the training split on the device, with random streams of their own."""
     return Batches(
-        splits.train.to(execution.device),
+        splits.train,
         batch_size=batch_size,
         normalization=splits.normalization,
-        crop=splits.crop,
-        flip=splits.flip,
-        generator=torch_generator(seed, phase, execution.device),
+        augmentation=splits.augmentation,
+        num_classes=len(splits.class_names),
+        seed=derive_seed(seed, phase),
+        device=execution.device,
     )
 
 
 def recover(
-    network: nn.Module, teacher: nn.Module, splits: Splits, *, epochs: int, recovery: Recovery, execution: Execution, seed: int, phase: str
+    network: nn.Module,
+    teacher: nn.Module,
+    splits: Splits,
+    *,
+    epochs: int,
+    recovery: Recovery,
+    execution: Execution,
+    seed: int,
+    phase: str,
+    padded: Padded | None = None,
 ) -> list[float]:
     """Train a pruned network in place; returns the loss of each epoch."""
     execution = replace(execution, compile=False)  # every pruned network would be compiled anew
     seed_globals(derive_seed(seed, phase), "dropout")
     loss = distillation(teacher, rho=recovery.rho, temperature=recovery.temperature, execution=execution)
     batches = training_batches(splits, recovery.batch_size, execution, seed, phase)
-    return fit(network, batches, epochs=epochs, loss=loss, recipe=recovery.recipe, execution=execution, description=phase)
+    return fit(network, batches, epochs=epochs, loss=loss, recipe=recovery.recipe, execution=execution, description=phase, padded=padded)
 
 
-def epoch_seconds(network: nn.Module, splits: Splits, *, recovery: Recovery, execution: Execution, seed: int) -> float:
-    """Seconds that one recovery epoch of a network takes, measured on two batches; a copy is trained."""
+def epoch_seconds(
+    network: nn.Module,
+    teacher: nn.Module,
+    splits: Splits,
+    *,
+    recovery: Recovery,
+    execution: Execution,
+    seed: int,
+    padded: Padded | None = None,
+) -> float:
+    """Seconds that one recovery epoch takes, measured on two batches, on which the network is trained."""
     few = splits.train.subset(np.arange(min(len(splits.train), recovery.batch_size * 2)))
+    few = few.load()  # starting the workers of a stream would be counted for every batch
     start = time.perf_counter()
     recover(
-        copy.deepcopy(network), network, replace(splits, train=few),
-        epochs=1, recovery=recovery, execution=execution, seed=seed, phase="time an epoch",
+        network, teacher, replace(splits, train=few),
+        epochs=1, recovery=recovery, execution=execution, seed=seed, phase="time an epoch", padded=padded,
     )  # fmt: skip
     return (time.perf_counter() - start) * len(splits.train) / len(few)
