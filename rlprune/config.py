@@ -110,7 +110,6 @@ class RunConfig:
     device: str = MISSING  # auto, cpu, cuda or cuda:N
     precision: str = MISSING  # auto, fp32 or bf16
     channels_last: str = MISSING  # auto, true or false
-    pad_channels: str = MISSING  # auto, true or false: train pruned networks at widths the hardware is fast at
     compile: bool = MISSING  # torch.compile for dense training
     checkpoint: str | None = MISSING  # weights to start from; null: those of an earlier run, or train them
     paths: Paths = field(default_factory=Paths)

@@ -20,8 +20,8 @@ from rlprune.training.progress import Saver
 from rlprune.training.recover import Recovery, distillation, recover
 
 
-def on_cpu(dtype=None, memory_format=torch.channels_last, channels_last="auto", pad_channels="auto"):
-    return Execution(torch.device("cpu"), dtype, (Way(dtype, memory_format),), channels_last, pad_channels, False)
+def on_cpu(dtype=None, memory_format=torch.channels_last, channels_last="auto"):
+    return Execution(torch.device("cpu"), dtype, (Way(dtype, memory_format),), channels_last, False)
 
 
 CPU = on_cpu()
@@ -191,15 +191,11 @@ def test_devices_and_precisions():
     with pytest.raises(UserError, match="precision=int8"):
         choose_precision("int8", torch.device("cpu"))
     with pytest.raises(UserError, match="channels_last=maybe"):
-        choose_execution(device="cpu", precision="fp32", channels_last="maybe", pad_channels="auto", compile=False)
-    with pytest.raises(UserError, match="pad_channels=maybe"):
-        choose_execution(device="cpu", precision="fp32", channels_last="true", pad_channels="maybe", compile=False)
+        choose_execution(device="cpu", precision="fp32", channels_last="maybe", compile=False)
 
 
 def ways(**settings):
-    return choose_execution(
-        **({"device": "cpu", "precision": "bf16", "channels_last": "auto", "pad_channels": "auto", "compile": False} | settings)
-    )
+    return choose_execution(**({"device": "cpu", "precision": "bf16", "channels_last": "auto", "compile": False} | settings))
 
 
 def test_ways_of_training_are_those_that_the_command_line_leaves_open():

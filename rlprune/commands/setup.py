@@ -31,7 +31,6 @@ def make_execution(config: RunConfig) -> Execution:
         device=config.device,
         precision=config.precision,
         channels_last=str(config.channels_last).lower(),
-        pad_channels=str(config.pad_channels).lower(),
         compile=config.compile,
     )
 

@@ -2,7 +2,6 @@
 
 from rlprune.graph.channel_graph import ChannelGraph, Frozen, Group, Member
 from rlprune.graph.optimizers import rebind
-from rlprune.graph.padding import Padded
 from rlprune.graph.surgery import Slicer, mask, prune
 from rlprune.graph.trace import trace
 from rlprune.graph.verify import Report, Verdict, freeze_failures, verify
@@ -12,7 +11,6 @@ __all__ = [
     "Frozen",
     "Group",
     "Member",
-    "Padded",
     "Report",
     "Slicer",
     "Verdict",

@@ -16,7 +16,7 @@ from rlprune.config import ScheduleConfig, SearchConfig
 from rlprune.criteria.base import Criterion
 from rlprune.data.base import sample
 from rlprune.errors import UserError
-from rlprune.graph import ChannelGraph, Padded, freeze_failures, trace
+from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.results.artefact import load_levels, save_artefact
 from rlprune.results.finish import Tested, finish
 from rlprune.results.record import Clock, Identity, write_steps
@@ -29,7 +29,6 @@ from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
 from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
-from rlprune.training.execution import MULTIPLE
 from rlprune.training.recover import Recovery, epoch_seconds, recover
 
 log = logging.getLogger(__name__)
@@ -62,15 +61,13 @@ class PruneJob:
         restored = None if not self.resume else load_state(states, dense.network, graph, self.agent, environment.ledger)
         state = restored or start_state(dense.network, graph, environment.measure(dense.network))
         self._set_deadline(environment.ledger, state)
-        self._announce(state, dense.network, graph, environment, plan, len(evaluator))
+        self._announce(state, environment, plan, len(evaluator))
         run_search(
             state,
             agent=self.agent,
             environment=environment,
             schedule=plan,
-            recover=lambda network, teacher, epochs, phase: self._recover(
-                network, teacher, epochs, phase, padded=self._padded(network, dense.network, graph, state.kept)
-            ),
+            recover=self._recover,
             epochs=self.recovery.epochs,
             final_epochs=self.recovery.final_epochs,
             seed=self.identity.seed,
@@ -151,9 +148,7 @@ class PruneJob:
             spent = sum(record.search_seconds + record.recovery_seconds for record in state.history.steps)
             ledger.deadline = time.monotonic() + 60 * self.schedule.max_minutes - spent
 
-    def _announce(
-        self, state: SearchState, dense: nn.Module, graph: ChannelGraph, environment: Environment, plan: Schedule, images: int
-    ) -> None:
+    def _announce(self, state: SearchState, environment: Environment, plan: Schedule, images: int) -> None:
         """Say how long it will take, from seconds measured on the network as it is."""
         environment.measure(state.network)  # warms up
         start = time.perf_counter()
@@ -165,15 +160,13 @@ class PruneJob:
         epochs *= 1 + self.recovery.control
         epoch = 0.0
         if epochs:
-            trained = copy.deepcopy(state.network)
             epoch = epoch_seconds(
-                trained,
+                copy.deepcopy(state.network),
                 state.teacher,
                 self.setup.splits,
                 recovery=self.recovery,
                 execution=self.setup.execution,
                 seed=self.identity.seed,
-                padded=self._padded(trained, dense, graph, state.kept),
             )
         candidates = per_step * len(ahead)
         limit = "" if self.schedule.max_minutes is None else f"; the search ends after {self.schedule.max_minutes:g} min at the latest"
@@ -186,7 +179,7 @@ class PruneJob:
 
     # -- during the search ---------------------------------------------------------------------------------------------------------
 
-    def _recover(self, network: nn.Module, teacher: nn.Module, epochs: int, phase: str, padded: Padded | None = None) -> None:
+    def _recover(self, network: nn.Module, teacher: nn.Module, epochs: int, phase: str) -> None:
         recover(
             network,
             teacher,
@@ -196,13 +189,7 @@ class PruneJob:
             execution=self.setup.execution,
             seed=self.identity.seed,
             phase=phase,
-            padded=padded,
         )
-
-    def _padded(self, network: nn.Module, dense: nn.Module, graph: ChannelGraph, kept: dict[str, np.ndarray]) -> Padded | None:
-        """How a pruned network is trained where odd widths are slow."""
-        pads = self.setup.execution.pads(network)
-        return Padded(dense, graph, kept, network, multiple=MULTIPLE) if pads else None
 
     def _after_step(self, state: SearchState, folder: Path) -> None:
         write_steps(self.identity.run_dir, state.history)

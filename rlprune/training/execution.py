@@ -9,8 +9,6 @@ from torch import nn
 
 from rlprune.errors import UserError
 
-MULTIPLE = 16  # channels that the kernels of CPUs work on at once
-
 
 @dataclass(frozen=True)
 class Way:
@@ -33,7 +31,6 @@ class Execution:
         dtype: autocast type of inference; None is float32.
         ways: of training, the first unless another one is measured to be faster.
         channels_last: memory format of inference: `auto`, `true` or `false`.
-        pad_channels: train pruned networks at other widths: `auto`, `true` or `false`.
         compile: torch.compile for dense training.
     """
 
@@ -41,7 +38,6 @@ class Execution:
     dtype: torch.dtype | None
     ways: tuple[Way, ...]
     channels_last: str
-    pad_channels: str
     compile: bool
 
     @property
@@ -61,16 +57,6 @@ class Execution:
         if training:
             return self.training.memory_format
         return torch.contiguous_format if self.channels_last == "false" else torch.channels_last
-
-    def pads(self, model: nn.Module) -> bool:
-        """Whether a pruned network is trained with its channels filled up to multiples of `MULTIPLE`.
-
-        On a CPU in channels_last it then trains at least as fast as its dense parent, and otherwise up to three times slower
-        (scripts/benchmarks/training.py). The rule looks at widths, not at a clock, so that equal runs stay equal.
-        """
-        auto = self.device.type == "cpu" and self.memory_format(model, training=True) is torch.channels_last
-        wanted = auto if self.pad_channels == "auto" else self.pad_channels == "true"
-        return wanted and any(module.out_channels % MULTIPLE for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
 def choose_device(name: str) -> torch.device:
@@ -112,11 +98,10 @@ def _fast_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def choose_execution(*, device: str, precision: str, channels_last: str, pad_channels: str, compile: bool) -> Execution:  # noqa: A002
+def choose_execution(*, device: str, precision: str, channels_last: str, compile: bool) -> Execution:  # noqa: A002
     """Everything above from the command line's words."""
-    for key, word in (("channels_last", channels_last), ("pad_channels", pad_channels)):
-        if word not in ("auto", "true", "false"):
-            raise UserError(f"{key}={word}: unknown; choose auto, true or false")
+    if channels_last not in ("auto", "true", "false"):
+        raise UserError(f"channels_last={channels_last}: unknown; choose auto, true or false")
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen)
     dtypes = [dtype, None] if precision == "auto" and dtype is not None else [dtype]
@@ -124,4 +109,4 @@ def choose_execution(*, device: str, precision: str, channels_last: str, pad_cha
     if channels_last == "auto":
         formats.append(torch.contiguous_format)
     ways = tuple(Way(dtype, memory_format) for memory_format in formats for dtype in dtypes)
-    return Execution(chosen, dtype, ways, channels_last, pad_channels, compile)
+    return Execution(chosen, dtype, ways, channels_last, compile)

@@ -1,6 +1,7 @@
 """The training loop: one for dense training, fine-tuning and distillation."""
 
 import bisect
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from rlprune.data.batches import Batches
 from rlprune.errors import UserError
-from rlprune.graph.padding import Padded
+from rlprune.training.batch_norm import folded_batch_norm
 from rlprune.training.execution import Execution
 from rlprune.training.progress import Progress, Saver
 
@@ -93,7 +94,6 @@ def fit(
     recipe: Recipe,
     execution: Execution,
     description: str,
-    padded: Padded | None = None,
     saver: Saver | None = None,
 ) -> list[float]:
     """Train in place and return the mean loss of each epoch.
@@ -108,7 +108,6 @@ def fit(
         recipe: optimizer and schedule.
         execution: device, precision, memory format.
         description: of the progress bar.
-        padded: of `model`, if it is to be trained at other widths.
         saver: keeps the state now and then, and hands it back in a training that goes on.
 
     Raises:
@@ -116,18 +115,18 @@ def fit(
     """
     if epochs == 0:
         return []
-    network = model if padded is None else padded.network
-    memory_format = execution.memory_format(network, training=True)
-    network.to(memory_format=memory_format).train()
-    optimizer = recipe.optimizer(parameter_groups(network))
+    memory_format = execution.memory_format(model, training=True)
+    model.to(memory_format=memory_format).train()
+    optimizer = recipe.optimizer(parameter_groups(model))
     scheduler = make_scheduler(optimizer, recipe, epochs, len(batches))
-    average = None if recipe.ema is None else AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-    progress = Progress(network, optimizer, scheduler, average, torch.zeros((), device=execution.device))
+    average = None if recipe.ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+    progress = Progress(model, optimizer, scheduler, average, torch.zeros((), device=execution.device))
     if saver is not None:
         saver.restore(progress)
-    forward = torch.compile(network) if execution.compile else network
+    forward = torch.compile(model) if execution.compile else model
     done = progress.epoch * len(batches) + progress.batch
-    with tqdm(total=epochs * len(batches), initial=done, desc=description, unit="batch", leave=False) as bar:
+    folded = contextlib.nullcontext() if execution.compile else folded_batch_norm(model, execution.device)
+    with folded, tqdm(total=epochs * len(batches), initial=done, desc=description, unit="batch", leave=False) as bar:
         while progress.epoch < epochs:
             for images, labels in batches.epoch(progress.epoch, start=progress.batch):
                 images = images.contiguous(memory_format=memory_format)
@@ -136,14 +135,12 @@ def fit(
                 value = loss(logits.float(), images, labels)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
-                if padded is not None:
-                    padded.mask_gradients()
                 if recipe.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                 optimizer.step()
                 scheduler.step()
                 if average is not None:
-                    average.update_parameters(network)
+                    average.update_parameters(model)
                 progress.total += value.detach()
                 progress.batch += 1
                 bar.update()
@@ -151,13 +148,11 @@ def fit(
                     saver.save_if_due(progress)
             progress.end_epoch(len(batches))
             bar.set_postfix(epoch=f"{progress.epoch}/{epochs}", loss=f"{progress.losses[-1]:.3f}")
-            _require_finite(network, progress.losses[-1], f"{description}, epoch {progress.epoch}")
+            _require_finite(model, progress.losses[-1], f"{description}, epoch {progress.epoch}")
             if saver is not None:
                 saver.save_if_due(progress)
     if average is not None:
-        network.load_state_dict(average.module.state_dict())
-    if padded is not None:
-        padded.write_back()
+        model.load_state_dict(average.module.state_dict())
     model.eval()
     return progress.losses
 

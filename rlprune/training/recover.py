@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from rlprune.data.base import Splits
 from rlprune.data.batches import Batches
-from rlprune.graph.padding import Padded
 from rlprune.seeding import derive_seed, seed_globals
 from rlprune.training.execution import Execution
 from rlprune.training.fit import Loss, Recipe, cross_entropy, fit
@@ -73,14 +72,13 @@ def recover(
     execution: Execution,
     seed: int,
     phase: str,
-    padded: Padded | None = None,
 ) -> list[float]:
     """Train a pruned network in place; returns the loss of each epoch."""
     execution = replace(execution, compile=False)  # every pruned network would be compiled anew
     seed_globals(derive_seed(seed, phase), "dropout")
     loss = distillation(teacher, rho=recovery.rho, temperature=recovery.temperature, execution=execution)
     batches = training_batches(splits, recovery.batch_size, execution, seed, phase)
-    return fit(network, batches, epochs=epochs, loss=loss, recipe=recovery.recipe, execution=execution, description=phase, padded=padded)
+    return fit(network, batches, epochs=epochs, loss=loss, recipe=recovery.recipe, execution=execution, description=phase)
 
 
 def epoch_seconds(
@@ -91,7 +89,6 @@ def epoch_seconds(
     recovery: Recovery,
     execution: Execution,
     seed: int,
-    padded: Padded | None = None,
 ) -> float:
     """Seconds that one recovery epoch takes, measured on two batches, on which the network is trained."""
     few = splits.train.subset(np.arange(min(len(splits.train), recovery.batch_size * 2)))
@@ -99,6 +96,6 @@ def epoch_seconds(
     start = time.perf_counter()
     recover(
         network, teacher, replace(splits, train=few),
-        epochs=1, recovery=recovery, execution=execution, seed=seed, phase="time an epoch", padded=padded,
+        epochs=1, recovery=recovery, execution=execution, seed=seed, phase="time an epoch",
     )  # fmt: skip
     return (time.perf_counter() - start) * len(splits.train) / len(few)
