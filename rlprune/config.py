@@ -267,6 +267,9 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
         if isinstance(value, list | tuple):
             inner = typing.get_args(hint)[0] if typing.get_args(hint) else Any
             return [_convert(key, item, inner) for item in value]
+    elif typing.get_origin(hint) is dict:
+        if isinstance(value, dict):
+            return value
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
@@ -287,6 +290,8 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (list, tuple):
         return "a list, each " + _describe(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is dict:
+        return "a mapping, '{name: value}'"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_describe(option) for option in typing.get_args(hint) if option in words or typing.get_origin(option))
     return words.get(hint, str(hint))

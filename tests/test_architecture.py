@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
     {"errors", "seeding", "files"},
-    {"checkpoint", "cost", "config", "provenance"},
+    {"checkpoint", "cost", "config", "kernels", "provenance"},
     {"graph"},
     {"agents", "criteria", "rewards", "models", "data"},
     {"training", "results", "setup", "search"},

@@ -137,6 +137,117 @@ def test_imagefolder_reads_resizes_and_caches(folder, caplog):
     assert cache.stat().st_mtime_ns == stamp  # whole again
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_images_on_disk_are_the_images_in_memory(folder):
+    files, _ = dataset("imagefolder", folder / "cache", root=str(folder), memory_gb=0.0).read_train()
+    held = dataset("imagefolder", folder / "cache", root=str(folder)).hold(files)
+    assert (files.shape, len(files), held.shape) == ((3, 32, 32), 16, (3, 32, 32))
+    chosen = np.array([3, 9, 10])
+    assert torch.equal(files.subset(chosen).load().pixels, held.pixels[torch.from_numpy(chosen)])
+    for workers in (0, 2):
+        source = dataset("imagefolder", folder / "cache", root=str(folder), memory_gb=0.0, num_workers=workers)
+        streamed = source.hold(source.read_train()[0])
+        batches = list(streamed.stream([[(0, 0), (9, 0)], [(3, 0)]], None, torch.device("cpu")))
+        assert torch.equal(torch.cat([pixels for pixels, _ in batches]), held.pixels[[0, 9, 3]])
+        assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1, 0]
+    (folder / "train/cat/0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"0\.png: is no readable image"):
+        list(streamed.stream([[(0, 0)]], None, torch.device("cpu")))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("how", [Augmentation(crop=2, flip=True), Augmentation(resized_crop=(0.3, 1.0), flip=True, randaugment=9)])
+def test_a_stream_draws_the_same_pictures_whatever_its_workers(folder, how):
+    seen = []
+    for workers, start in ((0, 0), (2, 0), (1, 2)):
+        source = dataset("imagefolder", folder / "cache", root=str(folder), memory_gb=0.0, num_workers=workers)
+        loader = batches(source.read_train()[0], augmentation=how)
+        seen.append([pixels for pixels, _ in loader.epoch(1, start=start)])
+    assert [len(part) for part in seen] == [4, 4, 2]
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(seen[0][2:], seen[2], strict=True))
+    other = [pixels for pixels, _ in loader.epoch(2)]
+    assert not torch.equal(seen[0][0], other[0])
+
+
+def test_constants_are_measured_once_and_kept(folder, monkeypatch):
+    for memory in (0.0, 4.0):
+        source = dataset("imagefolder", folder / f"cache{memory}", root=str(folder), memory_gb=memory)
+        first = split(source, 0)
+        truth = source.hold(first.train).load().pixels.double() / 255
+        torch.testing.assert_close(torch.tensor(first.normalization.mean, dtype=torch.double), truth.mean((0, 2, 3)))
+        torch.testing.assert_close(torch.tensor(first.normalization.std, dtype=torch.double), truth.std((0, 2, 3), correction=0))
+        with monkeypatch.context() as patch:
+            patch.setattr("rlprune.data.imagefolder.measure_normalization", None)  # not called again
+            assert split(source, 0).normalization == first.normalization
+
+
+def test_pictures_are_resized_and_cut_as_torchvision_does(folder):
+    from torchvision.transforms import v2
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 61, 3), dtype=np.uint8))
+    picture.save(folder / "train/cat/1.png")
+    found = dataset("imagenet", folder / "cache", root=str(folder), image_size=32, resize=40).read_train()[0].load().pixels[1]
+    wanted = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor()])(picture)
+    assert (found.int() - wanted.int()).abs().max() <= 1
+
+
+def test_a_limit_decodes_no_more_than_it_needs(folder, monkeypatch):
+    opened = []
+    from rlprune.data import files
+
+    real = files.open_picture
+    monkeypatch.setattr(files, "open_picture", lambda path: opened.append(path) or real(path))
+    splits = split(dataset("imagefolder", folder / "cache", root=str(folder), limit=6, search_fraction=0.5), 0)
+    assert (len(opened), len(splits.train), len(splits.search)) == (6, 3, 3)
+
+
+def test_resized_crops_are_windows_of_the_image():
+    pixels = (torch.arange(32).view(1, 1, 32, 1) * 8 + torch.zeros(200, 3, 32, 32)).byte()  # each row its own grey
+    images = Images(pixels, torch.zeros(200, dtype=torch.long))
+    ((batch, _),) = batches(images, batch_size=200, augmentation=Augmentation(resized_crop=(0.25, 0.25))).epoch(0)
+    rows = (batch * 255)[:, 0, :, 16]
+    heights = (rows[:, -1] - rows[:, 0]) / 8 * 32 / 31  # rows of the image that the window shows
+    assert ((heights > 32 * 0.43 - 1.5) & (heights < 32 * 0.58 + 1.5)).all()  # √(1/4 · 3/4) to √(1/4 · 4/3)
+    assert heights.std() > 0.5
+    assert rows[:, 0].std() > 10
+    ((whole, _),) = batches(images, batch_size=200, augmentation=Augmentation(resized_crop=(1.0, 1.0))).epoch(0)
+    assert whole.shape == batch.shape
+
+
+def test_randaugment_changes_images_and_not_the_global_stream():
+    images, plain = coloured(64, 16), torch.get_rng_state()
+    pictures = Images(torch.randint(0, 255, (64, 3, 16, 16), dtype=torch.uint8), images.labels)
+    state = torch.get_rng_state()
+    how = {"batch_size": 64, "augmentation": Augmentation(randaugment=15)}
+    ((first, _),), ((again, _),) = batches(pictures, **how).epoch(0), batches(pictures, **how).epoch(0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(state, plain)
+    assert torch.equal(first, again)
+    ((unchanged, _),) = batches(pictures, batch_size=64).epoch(0)
+    assert (first != unchanged).flatten(1).any(1).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("how", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 0.5}])
+def test_mixed_labels_are_the_shares_of_the_images(how):
+    images = Images((torch.arange(2).view(2, 1, 1, 1) * 255).expand(-1, 3, 16, 16).byte().repeat(8, 1, 1, 1), torch.arange(2).repeat(8))
+    mixed = 0
+    for number in range(20):
+        for batch, labels in batches(images, batch_size=16, augmentation=Augmentation(**how)).epoch(number):
+            torch.testing.assert_close(labels.sum(1), torch.ones(16))
+            torch.testing.assert_close(batch.mean((1, 2, 3)), labels[:, 1], atol=0.01, rtol=0)
+            mixed += int(((labels > 0.01) & (labels < 0.99)).any())
+    assert mixed > 5
+
+
+def test_labels_beyond_the_classes_are_refused():
+    for labels, text in (([0, 2, 1, 0], "label 2"), ([0, -1, 1, 0], "label -1")):
+        source = dataset()
+        source.read_train = lambda labels=labels: (Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor(labels)), ("a", "b"))
+        with pytest.raises(UserError, match=f"its training split has the {text}, there are 2 classes"):
+            split(source, 0)
+
+
 def test_a_changed_folder_is_decoded_again(folder):
     source = dataset("imagefolder", folder / "cache", root=str(folder))
     before = source.hold(source.read_train()[0])
@@ -221,6 +332,8 @@ def test_cifar_files_are_read(tmp_path, monkeypatch):
         ({"limit": 1}, r"dataset\.limit=1"),
         ({"std": [0.0, 1.0, 1.0]}, r"dataset\.std"),
         ({"image_size": 4}, r"dataset\.image_size=4"),
+        ({"resized_crop": [0.5]}, r"dataset\.resized_crop=\[0\.5\]"),
+        ({"resized_crop": [0.5, 1.0]}, r"dataset\.crop=2: goes not with resized_crop"),
         ({"image_size": "big"}, r"dataset\.image_size=big: must be an integer"),
     ],
 )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rlprune.criteria.base import by_output_channel, producing_weights, unit_means
 from rlprune.graph import ChannelGraph
+from rlprune.kernels import careful_kernels
 
 
 class WeightTaylor:
@@ -46,7 +47,7 @@ class WeightTaylor:
             model.train(self.mode == "train")
             for weight in frozen:
                 weight.requires_grad_(True)
-            with torch.enable_grad():
+            with torch.enable_grad(), careful_kernels(model, images.device):
                 loss = F.cross_entropy(model(images).float(), labels)
                 found = torch.autograd.grad(loss, weights, allow_unused=True)
                 return tuple(torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True))

@@ -12,12 +12,12 @@ from torch import nn
 from rlprune.errors import UserError
 
 
-def custom_network(*, target: str, kwargs: dict[str, Any], in_channels: int, num_classes: int) -> nn.Module:
+def custom_network(*, target: str, kwargs: dict[str, Any] | None, in_channels: int, num_classes: int) -> nn.Module:
     """Call a class or function by its import path; modules in the current folder are found.
 
     Args:
         target: such as `my_package.MyNet`.
-        kwargs: its arguments; `in_channels` and `num_classes` are added where it has parameters of these names.
+        kwargs: its arguments, or None; `in_channels` and `num_classes` are added where it has parameters of these names.
         in_channels: channels of an image.
         num_classes: outputs.
 
@@ -34,7 +34,7 @@ def custom_network(*, target: str, kwargs: dict[str, Any], in_channels: int, num
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         parameters = {}  # type: ignore[assignment]
-    given = {name: value for name, value in known.items() if name in parameters} | kwargs
+    given = {name: value for name, value in known.items() if name in parameters} | (kwargs or {})
     try:
         network = factory(**given)
     except Exception as error:

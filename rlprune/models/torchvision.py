@@ -41,7 +41,7 @@ def torchvision_network(*, name: str, weights: str | None, in_channels: int, num
         raise UserError(f"model.name={name}: takes images of 3 channels, the data set has {in_channels}")
     enum = torchvision.models.get_model_weights(name)
     if weights is not None and weights != "DEFAULT" and weights not in enum.__members__:
-        raise UserError(f"model.weights={weights}: {name} has no such weights; choose DEFAULT, {', '.join(enum.__members__)}, or null")
+        raise UserError(f"model.weights={weights}: {name} has no such weights; choose {', '.join(enum.__members__)}, or null")
     network = _build(name, None, num_classes)
     shapes = enum.DEFAULT.transforms()
     if weights is None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rlprune.data.batches import Batches
 from rlprune.errors import UserError
-from rlprune.training.batch_norm import folded_batch_norm
+from rlprune.kernels import careful_kernels
 from rlprune.training.execution import Execution
 from rlprune.training.progress import Progress, Saver
 
@@ -125,8 +125,8 @@ def fit(
         saver.restore(progress)
     forward = torch.compile(model) if execution.compile else model
     done = progress.epoch * len(batches) + progress.batch
-    folded = contextlib.nullcontext() if execution.compile else folded_batch_norm(model, execution.device)
-    with folded, tqdm(total=epochs * len(batches), initial=done, desc=description, unit="batch", leave=False) as bar:
+    kernels = contextlib.nullcontext() if execution.compile else careful_kernels(model, execution.device)
+    with kernels, tqdm(total=epochs * len(batches), initial=done, desc=description, unit="batch", leave=False) as bar:
         while progress.epoch < epochs:
             for images, labels in batches.epoch(progress.epoch, start=progress.batch):
                 images = images.contiguous(memory_format=memory_format)

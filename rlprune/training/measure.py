@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rlprune.files import write_json
 from rlprune.graph.run import copy_module
-from rlprune.training.batch_norm import folded_batch_norm
+from rlprune.kernels import careful_kernels
 from rlprune.training.execution import Execution, Way
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _step(network: nn.Module, execution: Execution, way: Way, example: Tensor, c
     images = images + 0.1 * torch.randn_like(images)
     start = _now(execution.device)
     try:
-        with folded_batch_norm(network, execution.device):
+        with careful_kernels(network, execution.device):
             with torch.autocast(execution.device.type, way.dtype or torch.bfloat16, enabled=way.dtype is not None):
                 scores = network(images)
             F.cross_entropy(scores.float(), torch.zeros(count, dtype=torch.long, device=execution.device)).backward()

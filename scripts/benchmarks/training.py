@@ -29,7 +29,7 @@ from rlprune.data.base import Augmentation, Normalization
 from rlprune.data.batches import Batches
 from rlprune.data.files import Geometry, ImageFiles
 from rlprune.graph import prune, trace
-from rlprune.training.batch_norm import folded_batch_norm
+from rlprune.kernels import careful_kernels
 from rlprune.training.execution import choose_execution
 from rlprune.training.fit import Recipe, cross_entropy, fit, parameter_groups
 from rlprune.training.measure import choose_way, measure_ways
@@ -126,7 +126,7 @@ def usual(name, root, count, execution, device, *, equal):
 
 
 def compare(names, root, count, rounds, execution, device):
-    print(f"\n| model | way | {' | '.join(('ours', 'bare', 'usual', 'usual ='))} | ours/bare | ours/usual | ours/usual = |\n|{'---|' * 9}")
+    print("\n| model | way | ours | bare | usual | usual = | ours/bare | ours/usual | ours/usual = |\n|{'---|' * 9}")
     files = datasets.ImageFolder(root).samples[: count * BATCH]
     images = ImageFiles([Path(path) for path, _ in files], torch.tensor([label for _, label in files]), Geometry(32, None), 0).load()
     for name in names:
@@ -139,7 +139,9 @@ def compare(names, root, count, rounds, execution, device):
             "usual": usual(name, root, count, chosen, device, equal=False),
             "usual =": usual(name, root, count, chosen, device, equal=True),
         }
-        best = {key: max(rates) for key, rates in zip(runs, zip(*([run() for run in runs.values()] for _ in range(rounds))), strict=True)}
+        best = dict.fromkeys(runs, 0.0)
+        for _ in range(rounds):
+            best = {key: max(best[key], run()) for key, run in runs.items()}
         ratios = [best["ours"] / best[key] for key in ("bare", "usual", "usual =")]
         cells = [name, str(chosen.training), *(f"{rate:.0f}" for rate in best.values()), *(f"{ratio:.2f}" for ratio in ratios)]
         print(f"| {' | '.join(cells)} |", flush=True)
@@ -186,10 +188,10 @@ class without_folding:  # noqa: N801 (a context manager)
         import rlprune.training.measure as module
 
         self.module = module
-        module.folded_batch_norm = lambda network, device: __import__("contextlib").nullcontext()
+        module.careful_kernels = lambda network, device: __import__("contextlib").nullcontext()
 
     def __exit__(self, *error):
-        self.module.folded_batch_norm = folded_batch_norm
+        self.module.careful_kernels = careful_kernels
 
 
 def main():

@@ -1,42 +1,74 @@
-"""Batch norm for training on CPU cores at any number of channels.
+"""Layers that compute the same as torch's where those are slow or fail on a CPU, for training pruned networks.
 
-torch's own sums up each channel in a table with a row for every thread, (threads, channels) of float32. Where the channels are no multiple
-of 16, rows share cache lines, and two cores that write to one line wait for each other: a pruned ResNet-56 then trains 0.6 times as fast as
-its dense parent, and with the batch norm here 1.4 times (two cores; scripts/benchmarks/training.py).
+Batch norm: torch's sums up each channel in a table with a row for every thread, (threads, channels) of float32. Where the channels are no
+multiple of 16, rows share cache lines, and two cores that write to one line wait for each other: a pruned ResNet-56 then trains at half of
+the speed that it reaches with the batch norm here, and slower than its dense parent (two cores; scripts/benchmarks/training.py). In
+channels_last a map of C channels and P positions is the same memory as one of k·C channels and P/k positions. With k·C a multiple of 16
+torch's kernels run at full speed on it; what they sum up for the k copies of a channel is put together afterwards.
 
-In channels_last a map of C channels and P positions is the same memory as one of k·C channels and P/k positions. With k·C a multiple of 16
-torch's kernels run at full speed on it; what they sum up for the k copies of a channel is put together afterwards. The result is torch's up
-to rounding.
+Strided 1×1 convolutions with fewer than 16 input channels: the weight gradient of oneDNN, in float32 and channels_last, writes past its
+memory on maps of some 50 pixels a side and more (torch 2.15), and the process dies. Taking the pixels of the stride first is the same
+convolution.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LINE = 16  # float32 numbers in a cache line of 64 bytes
 
 
 @contextmanager
-def folded_batch_norm(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let the batch norms of a network run folded inside of this context, where it pays: on more than one thread of a CPU."""
-    pays = device.type == "cpu" and torch.get_num_threads() > 1
-    layers = [module for module in network.modules() if type(module) is nn.BatchNorm2d and "forward" not in vars(module)] if pays else []
-    for layer in layers:
-        layer.forward = partial(forward, layer)  # type: ignore[method-assign]
+def careful_kernels(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let a network's layers run as above inside of this context, where it pays."""
+    layers = _replaced(network, device)
+    for layer, forward in layers:
+        layer.forward = partial(forward, layer)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, _ in layers:
             del layer.forward
 
 
-def forward(layer: nn.BatchNorm2d, images: Tensor) -> Tensor:
-    """What the layer computes; (N, C, H, W) → the same shape."""
+def _replaced(network: nn.Module, device: torch.device) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
+    """Layers that get another forward pass; those that a user has given one keep it."""
+    if device.type != "cpu":
+        return []
+    found: list[tuple[nn.Module, Callable[..., Tensor]]] = []
+    for module in network.modules():
+        if "forward" in vars(module):
+            continue
+        if type(module) is nn.BatchNorm2d and torch.get_num_threads() > 1:
+            found.append((module, _batch_norm))
+        elif type(module) is nn.Conv2d and _fails(module):
+            found.append((module, _convolution))
+    return found
+
+
+def _fails(layer: nn.Conv2d) -> bool:
+    strided = layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+    return strided and layer.in_channels < LINE and layer.groups == 1 and layer.padding in ((0, 0), "valid")
+
+
+def _convolution(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    """A strided 1×1 convolution; (N, C, H, W) → (N, C', H', W')."""
+    if images.ndim != 4:
+        return nn.Conv2d.forward(layer, images)
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    seen = images[:, :, :: layer.stride[0], :: layer.stride[1]]
+    seen = seen.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return F.conv2d(seen, layer.weight, layer.bias)
+
+
+def _batch_norm(layer: nn.BatchNorm2d, images: Tensor) -> Tensor:
+    """Batch norm in training; (N, C, H, W) → the same shape."""
     fold = LINE // math.gcd(LINE, images.shape[1]) if images.ndim == 4 else 1
     positions = images.numel() // max(1, images.shape[1])
     folds = fold > 1 and positions > fold and positions % fold == 0 and images.is_contiguous(memory_format=torch.channels_last)
