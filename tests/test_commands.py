@@ -6,19 +6,32 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import last_line
+from PIL import Image
 
 import rlprune as package
+from rlprune.checkpoint import load_tensors
+from rlprune.config import build, shipped
 from rlprune.data.digits import Digits
 from rlprune.errors import UserError
+from rlprune.models.resnet import CifarResNet
+from rlprune.provenance import Provenance, mark
 from rlprune.results.artefact import load_artefact
 from rlprune.training import fit
 
 SMOKE = ("prune", "debug=smoke", "model.width=0.5", "device=cpu")
 VARIES = {"seconds", "latency_ms", "peak_memory_bytes"}
+
+
+class Grey(torch.nn.Conv2d):
+    """Takes images of one channel."""
+
+    def __init__(self):
+        super().__init__(1, 10, 32)
 
 
 def metrics(value):
@@ -174,20 +187,23 @@ def command(*arguments):
     return [sys.executable, "-c", "from rlprune.cli import entry; entry()", *arguments]
 
 
+def kill_when(path, *line):
+    """Start a command, kill it when the file is there, and say whether it was in time."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command(*line), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return process.returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("after", ["step-0001", "step-0003"])
 def test_a_killed_run_resumes_to_the_same_result(rlprune, tmp_path, after):
     line = (*SMOKE, "schedule.steps=4", "schedule.save_at=[0.25]", "precision=fp32", "search.max_candidates=12")
     assert rlprune(*line)[0] == 0
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(
-        command(*line, "paths.run=outputs/killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    state = Path("outputs/killed/checkpoint") / f"{after}.safetensors"
-    deadline = time.monotonic() + 120
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(Path("outputs/killed/checkpoint") / f"{after}.safetensors", *line, "paths.run=outputs/killed")
     if Path("outputs/killed/result.json").exists():
         pytest.skip("the run was faster than the kill")
     code, _, err = rlprune(*line, "resume=outputs/killed", "agent.noise_std=0.1")
@@ -201,6 +217,101 @@ def test_a_killed_run_resumes_to_the_same_result(rlprune, tmp_path, after):
     assert (code, "that run is done" in err) == (2, True)
     assert not Path("outputs/killed/failed.json").exists()
     assert not Path("outputs/killed/checkpoint").exists()
+
+
+@pytest.mark.parametrize("job", ["train", "prune"])
+def test_a_killed_training_resumes_to_the_same_weights(rlprune, job):
+    line = (job, "debug=smoke", "model.width=0.25", "dataset.limit=640", "training.epochs=6", "training.save_minutes=0", "device=cpu")
+    line += ("agent=uniform",) if job == "prune" else ("training.ema=0.9", "training.mixup=0.2")
+    assert rlprune(*line)[0] == 0
+    (dense,) = Path("outputs/dense").iterdir()
+    whole = load_tensors(dense)
+    dense.unlink()
+    if not kill_when(Path("outputs/killed/checkpoint/dense.safetensors"), *line, "paths.run=outputs/killed"):
+        pytest.skip("the run was faster than the kill")
+    assert not dense.exists()
+    code, out, _ = rlprune(*line, "resume=outputs/killed")
+    assert (code, "going on behind epoch" in out) == (0, True)
+    again = load_tensors(dense)
+    assert again[1] == whole[1]
+    assert all(torch.equal(again[0][name], tensor) for name, tensor in whole[0].items())
+    assert metrics(result(Path("outputs/killed"))) == metrics(result(run_dirs(job)[0]))
+    assert not list(Path("outputs/killed").glob("checkpoint/*"))
+    assert "that run is done" in rlprune(*line, "resume=outputs/killed")[2]
+
+
+def test_a_checkpoint_that_does_not_fit_says_what_would(rlprune):
+    network = build(shipped("model", "resnet20", {"shortcut": "A"}), "model", in_channels=3, num_classes=4)
+    wrapped = {"epoch": 3, "net": {f"module.{name}": tensor for name, tensor in network.state_dict().items()}}
+    torch.save(wrapped, "w.pth")
+    for line, message in (
+        (
+            ("evaluate", "model.shortcut=A"),
+            "fits this model with 4 classes, here it has 10 (linear.weight has shape (4, 64), not (10, 64))",
+        ),
+        (("train", "model=vgg11"), "(they fit model=resnet20 model.shortcut=A with 4 classes)"),
+        (("inspect", "model=resnet20"), "10 missing (first: layer2.0.shortcut.0.weight), 2 misshapen (first: linear.weight"),
+    ):
+        code, _, err = rlprune(*line, "checkpoint=w.pth")
+        assert (code, len(last_line(err))) == (2, 1)
+        assert message in last_line(err)[0]
+    assert rlprune("inspect", "model.shortcut=A", "checkpoint=w.pth")[0] == 2  # ten classes here, too
+
+
+def test_a_network_of_ones_own_is_pruned_and_tested_again(rlprune, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("my_nets.py").write_text(
+        "from rlprune.models.resnet import CifarResNet\n\n\ndef net(num_classes, width):\n"
+        "    return CifarResNet(depth=8, width=width, shortcut='B', in_channels=3, num_classes=num_classes)\n"
+    )
+    own = ("model=custom", "model.target=my_nets.net", "model.kwargs={width: 0.5}")
+    assert rlprune("prune", "debug=smoke", "agent=uniform", *own)[0] == 0
+    (folder,) = run_dirs()
+    done = result(folder)
+    code, _, err = rlprune("evaluate", f"run={folder}")
+    assert (code, "model=custom model.target=my_nets.net" in last_line(err)[-1]) == (2, True)
+    with pytest.raises(UserError, match="code is never taken from a file"):
+        package.load(folder)
+    assert rlprune("evaluate", f"run={folder}", *own)[0] == 0
+    assert result(run_dirs("evaluate")[-1])["rows"][0]["top1"] == done["rows"][-1]["top1"]
+    import my_nets
+
+    network = package.load(folder, my_nets.net(10, 0.5))
+    assert sum(parameter.numel() for parameter in network.parameters()) == done["rows"][-1]["params"]
+    with pytest.raises(UserError, match=r"plan\.json: "):
+        package.load(folder, torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()))
+
+
+def published(*, weights, in_channels, num_classes):
+    """A network whose weights come from elsewhere: all of them, or all but the classifier's."""
+    network = CifarResNet(depth=8, width=0.5, shortcut="B", in_channels=in_channels, num_classes=num_classes)
+    return mark(network, Provenance("somebody's", weights == "ALL", 32, (0.5,) * 3, (0.25,) * 3))
+
+
+def test_published_weights_are_pruned_without_training(rlprune):
+    Path("my_conf/model").mkdir(parents=True)
+    Path("my_conf/model/theirs.yaml").write_text("_target_: test_commands.published\nweights: null\n")
+    for weights, seen in (("ALL", "dense network: somebody's"), ("BODY", "none kept for these settings")):
+        line = ("debug=smoke", "--config-dir", "my_conf", "model=theirs", f"model.weights={weights}", "agent=uniform")
+        code, out, err = rlprune("prune", *line)
+        assert (code, seen in out) == (0, True), err
+        assert result(run_dirs()[-1])["search_split_seen"] == "unknown"
+        plan = json.loads((run_dirs()[-1] / "pruned/plan.json").read_text())
+        assert (plan["origin"]["mean"], plan["origin"]["model_settings"]["weights"]) == ([0.5] * 3, None)
+    code, _, err = rlprune("evaluate", f"run={run_dirs()[-1]}")
+    assert (code, "model=theirs: is not shipped" in err) == (2, True)
+    assert rlprune("evaluate", f"run={run_dirs()[-1]}", "--config-dir", "my_conf", "model=theirs")[0] == 0
+
+
+def test_inspect_shows_a_data_set(rlprune):
+    code, out, _ = rlprune("inspect", "dataset=digits", "sheet=true")
+    assert code == 0
+    assert "dataset=digits: 3×32×32 pixels; 1150 training (in memory), 288 search, 359 test images; 10 classes of 139 to 147 images" in out
+    (folder,) = run_dirs("inspect")
+    assert (folder / "dataset.md").read_text().strip() in out
+    with Image.open(folder / "sheet.png") as sheet:
+        assert sheet.size == (10 * 64 + 32, 10 * (64 + 14))
+        assert np.asarray(sheet).std() > 50
 
 
 def test_a_folder_takes_one_run(rlprune):
@@ -339,6 +450,18 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "dataset=imagefolder"), "dataset.root: is missing"),
         (("prune", "dataset=imagefolder", "dataset.root=/nowhere"), "has no folder /nowhere/train"),
         (("prune", "checkpoint=/nowhere.pt"), "/nowhere.pt: cannot be read"),
+        (("train", "model=torchvision", "model.name=resnet5"), "torchvision has no such network; did you mean resnet50"),
+        (("train", "model=custom"), "model.target: is missing"),
+        (
+            ("train", "model=custom", "model.target=torch.nn.ReLU"),
+            "returns a tensor of shape (2, 3, 32, 32) for 2 images, not class scores",
+        ),
+        (("train", "model=custom", "model.target=test_commands.Grey"), "cannot take the data set's images of shape (3, 32, 32); Grey"),
+        (("train", "training.lr_milestones=[3,2]"), "training.lr_milestones=[3, 2]: must be epochs in ascending order"),
+        (("train", "training.warmup_epochs=1"), "training.warmup_epochs=1.0: goes not with lr_schedule=one_cycle"),
+        (("train", "training.randaugment=31"), "training.randaugment=31: must be in 0..30"),
+        (("train", "training.ema=1"), "training.ema=1.0: must be in (0, 1)"),
+        (("train", "resume=nowhere"), "resume=nowhere: holds no run"),
         (("prune", "ignore=[nolayer]"), "matches no layer"),
         (("prune", "ignore=['.*']"), "no channel can be removed"),
         (("prune", "resume=nowhere"), "resume=nowhere: holds no run"),
