@@ -4,6 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from rlprune.models.base import initialize, scaled
+
 # Convolutions of each of the five stages; a 2×2 max pooling ends a stage.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -24,24 +26,18 @@ class VGG(nn.Module):
         super().__init__()
         if depth not in STAGES:
             raise ValueError(f"depth={depth}: must be one of {', '.join(map(str, STAGES))}")
-        if width <= 0:
-            raise ValueError(f"width={width}: must be > 0")
         layers: list[nn.Module] = []
         channels = in_channels
         for base, repeats in zip(CHANNELS, STAGES[depth], strict=True):
-            stage = max(1, round(base * width))
+            stage = scaled(base, width)
             for _ in range(repeats):
                 layers += [nn.Conv2d(channels, stage, 3, padding=1), nn.BatchNorm2d(stage), nn.ReLU(inplace=True)]
                 channels = stage
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        hidden = max(1, round(4096 * width))
-        self.classifier = nn.Linear(channels, num_classes) if classifier == "slim" else _wide(channels, hidden, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        self.classifier = nn.Linear(channels, num_classes) if classifier == "slim" else _wide(channels, scaled(4096, width), num_classes)
+        initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, in_channels, H, W) → logits (N, num_classes)."""
