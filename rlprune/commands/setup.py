@@ -1,5 +1,6 @@
 """From a config to the objects that several commands need."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from rlprune.config import RecipeConfig, RunConfig, build, plain_settings
 from rlprune.data.base import Dataset, split
 from rlprune.errors import UserError
 from rlprune.graph.run import call_model, evaluating
+from rlprune.provenance import provenance
 from rlprune.results.origin import Origin
 from rlprune.seeding import seed_globals
 from rlprune.setup import Setup
@@ -23,6 +25,8 @@ from rlprune.training.dense import Dense, Source, Training, dense_path, obtain_d
 from rlprune.training.execution import Execution, choose_execution
 from rlprune.training.fit import Recipe
 from rlprune.training.measure import choose_way
+
+log = logging.getLogger(__name__)
 
 
 def make_execution(config: RunConfig) -> Execution:
@@ -82,7 +86,11 @@ def prepare(config: RunConfig, choices: dict[str, str], *, trains: bool = True) 
     setup = make_setup(config, choices)
     network = make_network(config, setup.origin)
     require_scores(network, setup, choices)
-    setup = setup.suited_to(network)
+    setup, known = setup.suited_to(network), provenance(network)
+    if known.weights is not None and known.side not in (None, setup.origin.image_size[0]):
+        log.warning(
+            "%s was trained on images of %d pixels a side, the data set has %d", known.weights, known.side, setup.origin.image_size[0]
+        )
     if trains:
         execution = choose_way(
             setup.execution,

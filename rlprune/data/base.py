@@ -2,6 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -168,11 +169,14 @@ class Normalization:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 (N, C, H, W) → float32 of the same shape."""
-        shape = (1, -1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device)
-        scale = (1 / (255 * std)).view(shape)
-        shift = (-torch.tensor(self.mean, device=pixels.device) / std).view(shape)
-        return torch.addcmul(shift, pixels.float(), scale)
+        return self.on(pixels.device)(pixels)
+
+    def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """The same for pixels on a device, where its constants then lie: bringing them there makes the host wait."""
+        std = torch.tensor(self.std)
+        scale = (1 / (255 * std)).view(1, -1, 1, 1).to(device)
+        shift = (-torch.tensor(self.mean) / std).view(1, -1, 1, 1).to(device)
+        return lambda pixels: torch.addcmul(shift, pixels.float(), scale)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Batches:
         device: torch.device,
     ) -> None:
         self.images: Pictures = images.to(device) if isinstance(images, Images) else images
-        self.batch_size, self.normalization, self.augmentation = batch_size, normalization, augmentation
+        self.batch_size, self.normalize, self.augmentation = batch_size, normalization.on(device), augmentation
         self.num_classes, self.seed, self.device = num_classes, seed, device
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Batches:
         chosen = order.split(self.batch_size)[start : len(self)]
         seeds = [derive_seed(self.seed, f"epoch {number} batch {start + index}") for index in range(len(chosen))]
         for seed, (pixels, labels) in zip(seeds, self._pixels(chosen, seeds), strict=True):
-            yield self._mixed(self.normalization(pixels), labels, seed)
+            yield self._mixed(self.normalize(pixels), labels, seed)
 
     def augmented(self, indices: np.ndarray) -> Tensor:
         """These images, each varied once, as uint8; for looking at."""

@@ -2,7 +2,9 @@
 
 import bisect
 import contextlib
+import logging
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,8 @@ from rlprune.kernels import careful_kernels
 from rlprune.training.execution import Execution
 from rlprune.training.progress import Progress, Saver
 
+log = logging.getLogger(__name__)
+TELL_SECONDS = 20  # epochs that take longer get a line each
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (N, classes) in float32, images, labels (N,) or (N, classes)) → mean loss."""
 
@@ -128,25 +132,16 @@ def fit(
     kernels = contextlib.nullcontext() if execution.compile else careful_kernels(model, execution.device)
     with kernels, tqdm(total=epochs * len(batches), initial=done, desc=description, unit="batch", leave=False) as bar:
         while progress.epoch < epochs:
+            started = time.monotonic()
             for images, labels in batches.epoch(progress.epoch, start=progress.batch):
-                images = images.contiguous(memory_format=memory_format)
-                with execution.autocast(training=True):
-                    logits = forward(images)
-                value = loss(logits.float(), images, labels)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                if recipe.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-                optimizer.step()
-                scheduler.step()
-                if average is not None:
-                    average.update_parameters(model)
-                progress.total += value.detach()
+                _step(progress, forward, images.contiguous(memory_format=memory_format), labels, loss, recipe.clip_norm, execution)
                 progress.batch += 1
                 bar.update()
                 if saver is not None and progress.batch < len(batches):
                     saver.save_if_due(progress)
             progress.end_epoch(len(batches))
+            if time.monotonic() - started > TELL_SECONDS:
+                log.info("%s: epoch %d/%d, loss %.4f", description, progress.epoch, epochs, progress.losses[-1])
             bar.set_postfix(epoch=f"{progress.epoch}/{epochs}", loss=f"{progress.losses[-1]:.3f}")
             _require_finite(model, progress.losses[-1], f"{description}, epoch {progress.epoch}")
             if saver is not None:
@@ -155,6 +150,30 @@ def fit(
         model.load_state_dict(average.module.state_dict())
     model.eval()
     return progress.losses
+
+
+def _step(
+    progress: Progress,
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    clip_norm: float | None,
+    execution: Execution,
+) -> None:
+    """One update; nothing in it waits for the device."""
+    with execution.autocast(training=True):
+        logits = forward(images)
+    value = loss(logits.float(), images, labels)
+    progress.optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(progress.network.parameters(), clip_norm)
+    progress.optimizer.step()
+    progress.scheduler.step()
+    if progress.average is not None:
+        progress.average.update_parameters(progress.network)
+    progress.total += value.detach()
 
 
 def _require_finite(model: nn.Module, loss: float, where: str) -> None:
