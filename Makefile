@@ -13,7 +13,6 @@ test: .venv/.dev lint
 
 # Every published network: some minutes, and 20 GB of memory for the largest.
 test-zoo: .venv/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[zoo]" || echo "timm cannot be installed: its networks are skipped"
 	$(BIN)/python -m pytest tests/test_zoo.py -m "zoo or not zoo" $(ARGS)
 
 lint: .venv/.dev
