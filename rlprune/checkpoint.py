@@ -2,14 +2,17 @@
 
 import argparse
 import json
+import pathlib
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlprune.errors import UserError
@@ -18,10 +21,15 @@ from rlprune.files import write_atomically
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write tensors as safetensors, atomically; `metadata` is kept as JSON in the header."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    header = {"rlprune": json.dumps(dict(metadata or {}), allow_nan=False), "crc32": str(_checksum(plain))}
-    data = serialize(plain, header)
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    storages = Counter(tensor.untyped_storage().data_ptr() for tensor in plain.values())
+    for name, tensor in plain.items():  # the format has no shared memory
+        storage = tensor.untyped_storage()
+        if storages[storage.data_ptr()] > 1 or storage.nbytes() != tensor.nbytes:
+            plain[name] = tensor.clone()
+    # One key, as safetensors writes several in any order, and equal tensors should be equal files.
+    header = {"rlprune": json.dumps({"crc32": tensors_checksum(plain), "metadata": dict(metadata or {})}, allow_nan=False)}
+    write_atomically(path, lambda temporary: save_file(plain, temporary, header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -33,25 +41,30 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            metadata = json.loads(header.get("rlprune", "{}"))
+            ours = json.loads(header.get("rlprune", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not a whole safetensors file ({error}); copy or train it again") from error
-    if "crc32" in header and header["crc32"] != str(_checksum(tensors)):
+    if not isinstance(ours, dict) or ours.get("crc32", 0) != (tensors_checksum(tensors) if "crc32" in ours else 0):
         raise UserError(f"{path}: is damaged (its checksum differs); copy or train it again")
-    return tensors, metadata
+    metadata = ours.get("metadata", {})
+    return tensors, metadata if isinstance(metadata, dict) else {}
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
+def tensors_checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of names and values."""
     checksum = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum))
+        checksum = zlib.crc32(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum))
     return checksum
 
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "state", "params", "weights", "state_dict_ema", "model_ema")
+# Plain values that training scripts keep beside the weights.
+HARMLESS: list[Any] = [argparse.Namespace, pathlib.PosixPath, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+HARMLESS += [type(np.dtype(np.int64)), getattr(np, "_core", np).multiarray.scalar]
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of DataParallel, torch.compile, Lightning
 
 
@@ -66,15 +79,13 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.is_dir():
         raise UserError(f"checkpoint={path}: is a folder; name the .safetensors or .pt file in it")
     if path.suffix == ".safetensors":
-        tensors, metadata = load_tensors(path)
-    else:
-        tensors, metadata = _load_torch(path), {}
-    return tensors, metadata
+        return load_tensors(path)
+    return _load_torch(path), {}
 
 
 def _load_torch(path: Path) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values; training scripts keep their arguments so
+        with torch.serialization.safe_globals(HARMLESS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"checkpoint={path}: cannot be read ({error.strerror or error})") from error
@@ -83,9 +94,8 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
             f"checkpoint={path}: is damaged or holds more than plain weights ({type(error).__name__}); "
             "save a state dict: torch.save(model.state_dict(), path)"
         ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
+    while isinstance(loaded, dict) and (inner := next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)), None)):
+        loaded = inner
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
         raise UserError(f"checkpoint={path}: holds no state dict; save torch.save(model.state_dict(), path)")
     return loaded
@@ -93,18 +103,18 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
 
 def _without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under the names the model has for them, where wrappers have put a prefix before every name."""
-    tensors = dict(tensors)
-    for _ in PREFIXES:
-        for prefix in PREFIXES:
-            if tensors.keys() - expected.keys() and all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged" or name in expected}  # of AveragedModel
+    for prefix in PREFIXES * len(PREFIXES):
+        renamed = {name if name in expected else name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if len(renamed) == len(tensors):
+            tensors = renamed
     return tensors
 
 
 class MisfitError(UserError):
-    """Weights of another architecture; keeps them."""
+    """Weights of another architecture; keeps them, unless the message says already which model they fit."""
 
-    def __init__(self, message: str, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, message: str, tensors: Mapping[str, Tensor] | None) -> None:
         super().__init__(message)
         self.tensors = tensors
 
@@ -117,10 +127,15 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
         UserError: a value is not finite, or no plain number.
     """
     fitted = fit_names(model, tensors, source)
+    expected = model.state_dict()
     for name, tensor in fitted.items():
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or tensor.is_quantized:
             raise UserError(f"{source}: {name} is no plain tensor of real numbers")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise UserError(
+                f"{source}: {name} is of type {tensor.dtype}, the model's is {expected[name].dtype}; save the weights it trained"
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor.to(expected[name].dtype)).all():
             raise UserError(f"{source}: {name} holds values that are not finite; train it again")
     model.load_state_dict(fitted, strict=False)
 
@@ -147,7 +162,7 @@ def fit_names(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> d
         raise MisfitError(
             f"{source}: fits this model with {found} classes, here it has {wanted} ({first} has shape {misshapen[first][0]}, not "
             f"{misshapen[first][1]}); choose the data set with the {found} classes it was trained on",
-            tensors,
+            None,
         )
     shapes = [f"{name} {found}, not {wanted}" for name, (found, wanted) in misshapen.items()]
     problems = [

@@ -410,6 +410,8 @@ def check_ranges(config: Any) -> None:
             _require(value.lr_schedule in schedules, f"{key}.lr_schedule={value.lr_schedule}", f"must be one of {', '.join(schedules)}")
             ordered = value.lr_milestones == sorted(set(value.lr_milestones)) and min(value.lr_milestones, default=1) > 0
             _require(ordered, f"{key}.lr_milestones={value.lr_milestones}", "must be epochs in ascending order, such as [60,120]")
+            steps = (value.lr_schedule == "step") == bool(value.lr_milestones)
+            _require(steps, f"{key}.lr_milestones={value.lr_milestones}", "goes with lr_schedule=step alone; [] for the others")
             _require(value.lr_gamma > 0, f"{key}.lr_gamma={value.lr_gamma}", "must be > 0")
             _require(value.warmup_epochs >= 0, f"{key}.warmup_epochs={value.warmup_epochs}", "must be ≥ 0")
             warm = value.warmup_epochs == 0 or value.lr_schedule != "one_cycle"

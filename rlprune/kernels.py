@@ -6,9 +6,9 @@ the speed that it reaches with the batch norm here, and slower than its dense pa
 channels_last a map of C channels and P positions is the same memory as one of k·C channels and P/k positions. With k·C a multiple of 16
 torch's kernels run at full speed on it; what they sum up for the k copies of a channel is put together afterwards.
 
-Strided 1×1 convolutions with fewer than 16 input channels: the weight gradient of oneDNN, in float32 and channels_last, writes past its
-memory on maps of some 50 pixels a side and more (torch 2.15), and the process dies. Taking the pixels of the stride first is the same
-convolution.
+Strided 1×1 convolutions with fewer than 16 input channels: the weight gradient of oneDNN in channels_last writes past its memory on maps
+of some 50 pixels a side and more (torch 2.15), and the process dies. Taking the pixels of the stride first is the same convolution. Code
+that calls `F.conv2d` itself is out of reach.
 """
 
 import math
@@ -25,9 +25,13 @@ LINE = 16  # float32 numbers in a cache line of 64 bytes
 
 
 @contextmanager
-def careful_kernels(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let a network's layers run as above inside of this context, where it pays."""
-    layers = _replaced(network, device)
+def careful_kernels(network: nn.Module, device: torch.device, *, folded: bool = True) -> Iterator[None]:
+    """Let a network's layers run as above inside of this context, where it pays.
+
+    `folded=False` leaves batch norms alone, as a compiler has kernels of its own for them. Copies that are made of the network inside of
+    the context keep what replaces its layers.
+    """
+    layers = _replaced(network, device, folded)
     for layer, forward in layers:
         layer.forward = partial(forward, layer)
     try:
@@ -37,7 +41,7 @@ def careful_kernels(network: nn.Module, device: torch.device) -> Iterator[None]:
             del layer.forward
 
 
-def _replaced(network: nn.Module, device: torch.device) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
+def _replaced(network: nn.Module, device: torch.device, folded: bool) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
     """Layers that get another forward pass; those that a user has given one keep it."""
     if device.type != "cpu":
         return []
@@ -45,9 +49,10 @@ def _replaced(network: nn.Module, device: torch.device) -> list[tuple[nn.Module,
     for module in network.modules():
         if "forward" in vars(module):
             continue
-        if type(module) is nn.BatchNorm2d and torch.get_num_threads() > 1:
+        kind = type(module).forward
+        if isinstance(module, nn.BatchNorm2d) and kind is nn.BatchNorm2d.forward and folded and torch.get_num_threads() > 1:
             found.append((module, _batch_norm))
-        elif type(module) is nn.Conv2d and _fails(module):
+        elif isinstance(module, nn.Conv2d) and kind is nn.Conv2d.forward and _fails(module):
             found.append((module, _convolution))
     return found
 
@@ -69,7 +74,9 @@ def _convolution(layer: nn.Conv2d, images: Tensor) -> Tensor:
 
 def _batch_norm(layer: nn.BatchNorm2d, images: Tensor) -> Tensor:
     """Batch norm in training; (N, C, H, W) → the same shape."""
-    fold = LINE // math.gcd(LINE, images.shape[1]) if images.ndim == 4 else 1
+    if images.ndim != 4 or (layer.weight is not None and layer.weight.dtype in (torch.bfloat16, torch.float16)):
+        return nn.BatchNorm2d.forward(layer, images)
+    fold = LINE // math.gcd(LINE, images.shape[1])
     positions = images.numel() // max(1, images.shape[1])
     folds = fold > 1 and positions > fold and positions % fold == 0 and images.is_contiguous(memory_format=torch.channels_last)
     plain = layer.momentum is not None and (layer.running_mean is None) == (layer.running_var is None)

@@ -34,6 +34,17 @@ class Grey(torch.nn.Conv2d):
         super().__init__(1, 10, 32)
 
 
+class TwoFaced(torch.nn.Linear):
+    """Returns a tuple in training."""
+
+    def __init__(self):
+        super().__init__(3 * 32 * 32, 10)
+
+    def forward(self, images):
+        scores = super().forward(images.flatten(1))
+        return (scores, scores) if self.training else scores
+
+
 def metrics(value):
     """A result without what differs from run to run."""
     if isinstance(value, dict):
@@ -153,7 +164,7 @@ def test_train_then_prune_from_a_checkpoint(rlprune):
     (dense,) = Path("outputs/dense").iterdir()
     code, out, _ = rlprune(*SMOKE, f"checkpoint={dense}")
     assert code == 0
-    assert "may have seen the search split" in out
+    assert "may have been trained on the search split" in out
     assert result(run_dirs()[0])["search_split_seen"] == "unknown"
     code, out, _ = rlprune("evaluate", "model.width=0.5", "debug=smoke", f"checkpoint={dense}")
     assert code == 0
@@ -280,6 +291,23 @@ def test_a_network_of_ones_own_is_pruned_and_tested_again(rlprune, monkeypatch, 
     assert sum(parameter.numel() for parameter in network.parameters()) == done["rows"][-1]["params"]
     with pytest.raises(UserError, match=r"plan\.json: "):
         package.load(folder, torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()))
+
+
+def test_weights_trained_for_other_code_are_not_taken(rlprune, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "import torch\n\n\nclass Net(torch.nn.Conv2d):\n    def forward(self, images):\n        return {}super().forward(images).flatten(1)\n"
+    Path("my_code.py").write_text(code.format(""))
+    line = (
+        "train",
+        "debug=smoke",
+        "model=custom",
+        "model.target=my_code.Net",
+        "model.kwargs={in_channels: 3, out_channels: 10, kernel_size: 32}",
+    )
+    for sign in ("", "", "-"):
+        Path("my_code.py").write_text(code.format(sign))
+        assert rlprune(*line)[0] == 0
+    assert len(list(Path("outputs/dense").iterdir())) == 2
 
 
 def published(*, weights, in_channels, num_classes):
@@ -457,6 +485,8 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
             "returns a tensor of shape (2, 3, 32, 32) for 2 images, not class scores",
         ),
         (("train", "model=custom", "model.target=test_commands.Grey"), "cannot take the data set's images of shape (3, 32, 32); Grey"),
+        (("train", "model=custom", "model.target=test_commands.TwoFaced"), "returns a tuple for 2 images in training, not class scores"),
+        (("train", "training.lr_milestones=[3]"), "training.lr_milestones=[3]: goes with lr_schedule=step alone"),
         (("train", "training.lr_milestones=[3,2]"), "training.lr_milestones=[3, 2]: must be epochs in ascending order"),
         (("train", "training.warmup_epochs=1"), "training.warmup_epochs=1.0: goes not with lr_schedule=one_cycle"),
         (("train", "training.randaugment=31"), "training.randaugment=31: must be in 0..30"),

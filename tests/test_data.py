@@ -248,6 +248,41 @@ def test_labels_beyond_the_classes_are_refused():
             split(source, 0)
 
 
+def test_every_class_keeps_a_training_image_and_rare_ones_are_told_of(caplog):
+    labels = torch.tensor([0] * 40 + [1, 1, 2])
+    source = dataset(search_fraction=0.5)
+    source.read_train = lambda: (Images(torch.zeros(43, 3, 8, 8, dtype=torch.uint8), labels), ("a", "b", "c"))
+    for seed in range(8):
+        splits = split(source, seed)
+        assert set(splits.train.labels.tolist()) == {0, 1, 2}
+        assert len(splits.train) + len(splits.search) == 43
+    assert "have no image in the search split (c)" in caplog.text
+
+
+def test_hidden_folders_are_left_alone(folder):
+    source = dataset("imagefolder", folder / "cache", root=str(folder))
+    before = source.read_train()[0].paths
+    (folder / "train/cat/.ipynb_checkpoints").mkdir()
+    (folder / "train/cat/.ipynb_checkpoints/1-checkpoint.png").write_bytes((folder / "train/cat/1.png").read_bytes())
+    assert source.read_train()[0].paths == before
+
+
+def test_names_that_are_no_text_are_read(folder):
+    name = os.fsencode(folder / "train/cat") + b"/odd\xff.png"
+    with open(name, "wb") as file:
+        file.write((folder / "train/cat/1.png").read_bytes())
+    source = dataset("imagefolder", folder / "cache", root=str(folder))
+    assert len(source.hold(source.read_train()[0])) == 17
+
+
+def test_a_stream_takes_nothing_from_the_global_stream(folder):
+    files = dataset("imagefolder", folder / "cache", root=str(folder), memory_gb=0.0, num_workers=0).read_train()[0]
+    state = torch.get_rng_state()
+    list(files.stream([[(0, 0)]], None, torch.device("cpu")))
+    list(batches(files, augmentation=Augmentation(resized_crop=(0.3, 1.0), randaugment=9)).epoch(0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_changed_folder_is_decoded_again(folder):
     source = dataset("imagefolder", folder / "cache", root=str(folder))
     before = source.hold(source.read_train()[0])
@@ -331,6 +366,7 @@ def test_cifar_files_are_read(tmp_path, monkeypatch):
         ({"crop": -1}, r"dataset\.crop=-1"),
         ({"limit": 1}, r"dataset\.limit=1"),
         ({"std": [0.0, 1.0, 1.0]}, r"dataset\.std"),
+        ({"mean": [128.0, 128.0, 128.0]}, r"dataset\.mean=.*must be in \[0, 1\]"),
         ({"image_size": 4}, r"dataset\.image_size=4"),
         ({"resized_crop": [0.5]}, r"dataset\.resized_crop=\[0\.5\]"),
         ({"resized_crop": [0.5, 1.0]}, r"dataset\.crop=2: goes not with resized_crop"),
@@ -348,5 +384,5 @@ def test_crops_are_smaller_than_the_images():
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(UserError, match="leaves an empty split"):
+    with pytest.raises(UserError, match="leaves too few of 2 images for both splits"):
         split(dataset(limit=2), 0)

@@ -58,27 +58,32 @@ def test_weights_that_cannot_be_had_say_what_to_fetch_and_where_to_put_it(hub, t
         make("torchvision", name="resnet18", channels=1)
 
 
-def test_networks_that_normalise_once_more_get_what_they_expect(monkeypatch):
-    class Weights:
-        name, url, meta = "V1", "x", {"categories": list(range(10))}
-
-    def published(name, weights):
-        network = torchvision.models.googlenet(num_classes=10, aux_logits=False, init_weights=False, transform_input=True)
-        network.load_state_dict(
-            {name: torch.rand_like(value) if value.is_floating_point() else value for name, value in network.state_dict().items()}
-        )
-        return network.eval()
-
-    built = {}
-    monkeypatch.setattr("rlprune.models.torchvision._download", lambda name, weights: built.setdefault("net", published(name, weights)))
-    ours = make("torchvision", name="googlenet", weights="DEFAULT").eval()
-    known, pixels = provenance(ours), torch.rand(2, 3, 64, 64)
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_that_normalise_once_more_get_what_they_expect(hub, tmp_path, name):
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    theirs = torchvision.models.get_model(name, init_weights=False)  # with the heads that only train
+    state = {
+        key: torch.rand_like(value) * (0.01 if value.ndim > 1 else 1) if value.is_floating_point() else value
+        for key, value in theirs.state_dict().items()
+    }
+    torch.save(state, tmp_path / "checkpoints" / weights.url.rpartition("/")[2])
+    theirs = torchvision.models.get_model(name, weights=weights).eval()
+    ours = make("torchvision", 1000, name=name, weights="DEFAULT").eval()
+    known, pixels = provenance(ours), torch.rand(2, 3, 96, 96)
+    assert known.complete
 
     def normalised(mean, std):
         return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
-    theirs = built["net"](normalised((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    torch.testing.assert_close(ours(normalised(known.mean, known.std)), theirs, rtol=1e-3, atol=1e-3)
+    imagenet = weights.transforms()
+    expected = theirs(normalised(tuple(imagenet.mean), tuple(imagenet.std)))
+    torch.testing.assert_close(ours(normalised(known.mean, known.std)), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_damaged_weights_in_the_cache_are_named(hub, tmp_path):
+    (tmp_path / "checkpoints/resnet18-f37072fd.pth").write_bytes(b"abc")
+    with pytest.raises(UserError, match=r"cannot be downloaded or read \(UnpicklingError"):
+        make("torchvision", name="resnet18", weights="DEFAULT")
 
 
 def test_timm_networks(tmp_path):
@@ -89,7 +94,7 @@ def test_timm_networks(tmp_path):
     state = timm.create_model("resnet18", num_classes=1000).state_dict()
     torch.save(state, tmp_path / "w.pth")
     loaded = make("timm", 10, name="resnet18", weights=str(tmp_path / "w.pth"))
-    assert (provenance(loaded).weights, provenance(loaded).complete) == ("timm resnet18.a1_in1k", False)
+    assert (provenance(loaded).weights, provenance(loaded).complete) == (str(tmp_path / "w.pth"), False)
     assert torch.equal(loaded.conv1.weight, state["conv1.weight"])
     assert provenance(make("timm", 1000, name="resnet18", weights=str(tmp_path / "w.pth"))).complete
     for settings, message in (
@@ -99,12 +104,24 @@ def test_timm_networks(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             make("timm", **settings)
+    torch.save(timm.create_model("resnet10t", num_classes=10).state_dict(), tmp_path / "other.pth")
+    assert provenance(make("timm", 10, name="resnet10t", weights=str(tmp_path / "other.pth"))).complete
+    with pytest.raises(UserError, match=r"model\.weights=.*other\.pth: holds weights of another architecture: \d+ missing"):
+        make("timm", 10, name="resnet18", weights=str(tmp_path / "other.pth"))
     (tmp_path / "w.pth").write_bytes(b"no weights")
-    with pytest.raises(
-        UserError,
-        match=r"cannot be downloaded or read .*fetch https://huggingface\.co/timm/resnet18\.a1_in1k/.* and set model\.weights=FILE",
-    ):
+    with pytest.raises(UserError, match=r"w\.pth: is damaged or holds more than plain weights"):
         make("timm", name="resnet18", weights=str(tmp_path / "w.pth"))
+
+
+def test_timm_weights_that_cannot_be_had_say_what_to_fetch(monkeypatch):
+    timm = pytest.importorskip("timm")
+
+    def offline(name, pretrained, **settings):
+        raise ConnectionError("no hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"\(no hub\); fetch https://huggingface\.co/timm/resnet18\.a1_in1k/.* and set model\.weights=FILE"):
+        make("timm", name="resnet18", weights="DEFAULT")
 
 
 def test_a_missing_timm_says_what_to_install(monkeypatch):
@@ -135,6 +152,9 @@ def wrong():
 
 def fails():
     raise RuntimeError("boom")
+
+def quits():
+    raise SystemExit(3)
 
 ready = Net(10)
 """
@@ -168,6 +188,7 @@ def test_own_networks_are_found_in_the_current_folder(own):
         ("{}.Net", {"depth": 3}, r"Net\(num_classes=10, depth=3\) fails .*set its arguments with model\.kwargs"),
         ("{}", None, "is no import path"),
         ("no_such_module.Net", None, r"cannot be imported \(No module named 'no_such_module'\); run rlprune in the folder"),
+        ("{}.quits", None, r"quits\(\) fails \(SystemExit"),
         ("{}.Net", 3, r"model\.kwargs=3: must be a mapping"),
     ],
 )
@@ -181,9 +202,9 @@ def test_a_module_that_does_not_import_says_why(own):
     with pytest.raises(UserError, match=r"importing broken_net fails \(ZeroDivisionError"):
         make("custom", target="broken_net.Net", kwargs=None)
     Path("needs_more.py").write_text("import absent_package\n")
-    with pytest.raises(UserError, match="No module named 'absent_package'"):
+    with pytest.raises(UserError, match=r"No module named 'absent_package'\); needs_more needs it; install it"):
         make("custom", target="needs_more.Net", kwargs=None)
 
 
-def test_the_network_itself_is_not_marked_twice():
+def test_a_network_that_nobody_marked_has_no_published_weights():
     assert provenance(nn.Linear(1, 1)).weights is None

@@ -1,8 +1,11 @@
+import argparse
 import logging
 import math
+import random
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,15 +223,19 @@ def test_the_fastest_way_is_measured_once_and_kept(tmp_path, monkeypatch):
         return {str(way): 1.0 + 2 * (way == fast) for way in execution.ways}
 
     monkeypatch.setattr("rlprune.training.measure.measure_ways", fake)
-    for _ in range(2):
-        chosen = choose_way(execution, net, example, batch_size=32, images=10**6, cache=tmp_path)
+    for run in range(2):
+        chosen = choose_way(execution, net, example, batch_size=32, images=10**6, cache=tmp_path / "c", chosen=tmp_path / f"{run}.json")
         assert (chosen.training, set(chosen.ways)) == (fast, set(execution.ways))
     assert asked == [32]
-    few = choose_way(execution, net, example, batch_size=32, images=100, cache=tmp_path)
+    few = choose_way(execution, net, example, batch_size=32, images=100, cache=tmp_path / "c", chosen=tmp_path / "few.json")
     assert (few.training, asked) == (slow, [32])
-    (kept,) = tmp_path.iterdir()
+    (kept,) = (tmp_path / "c").iterdir()
     kept.write_text("{")
-    choose_way(execution, net, example, batch_size=32, images=10**6, cache=tmp_path)
+    settings = {"batch_size": 32, "images": 10**6, "cache": tmp_path / "c"}
+    (tmp_path / "0.json").write_text(f'{{"way": "{slow}"}}')  # a run goes on as it began, whatever is measured now
+    assert choose_way(execution, net, example, chosen=tmp_path / "0.json", **settings).training == slow
+    assert asked == [32]
+    choose_way(execution, net, example, chosen=tmp_path / "new.json", **settings)
     assert asked == [32, 32]
 
 
@@ -260,7 +267,7 @@ class Dying(Saver):
     """Saves behind every batch and dies behind the given one."""
 
     def __init__(self, path, after):
-        super().__init__(path, minutes=0, resume=False)
+        super().__init__(path, identity="this", minutes=0, resume=False)
         self.after = after
 
     def save_if_due(self, progress):
@@ -288,7 +295,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, schedule, ema, 
         with pytest.raises(KilledError):
             fit(killed, loader(images, crop=1), recipe=how, saver=Dying(tmp_path / "s.safetensors", after), **settings)
         images, resumed = start()
-        saver = Saver(tmp_path / "s.safetensors", minutes=0, resume=True)
+        saver = Saver(tmp_path / "s.safetensors", identity="this", minutes=0, resume=True)
         assert fit(resumed, loader(images, crop=1), recipe=how, saver=saver, **settings) == losses
         for name, tensor in unbroken.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], tensor), name
@@ -312,12 +319,88 @@ def test_a_damaged_or_foreign_state_is_left_aside(tmp_path, caplog):
     whole = path.read_bytes()
     for data in (whole, whole[:-9]):
         path.write_bytes(data)
-        found = trained(Saver(path, minutes=60, resume=True))
+        found = trained(Saver(path, identity="this", minutes=60, resume=True))
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
         assert "training from the start" in caplog.text
         caplog.clear()
-    found = trained(Saver(path, minutes=60, resume=False))
+    found = trained(Saver(path, identity="this", minutes=60, resume=False))
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_state_of_another_training_is_not_taken(tmp_path, caplog):
+    path = tmp_path / "s.safetensors"
+    settings = {"epochs": 2, "loss": cross_entropy(0.1), "description": "x", "recipe": recipe()}
+    with pytest.raises(KilledError):
+        fit(network(), loader(task()), saver=Dying(path, 3), execution=CPU, **settings)
+    for identity, images, execution in (("other", task(), CPU), ("this", task(32), CPU), ("this", task(), on_cpu(torch.bfloat16))):
+        fit(network(), loader(images), saver=Saver(path, identity=identity, minutes=60, resume=True), execution=execution, **settings)
+        assert "training from the start" in caplog.text
+        caplog.clear()
+    tensors, facts = load_tensors(path)
+    for change in ({"epoch": 7}, {"batch": 4}, {"losses": [1.0, 2.0]}):
+        save_tensors(path, tensors, facts | change)
+        fit(network(), loader(task()), saver=Saver(path, identity="this", minutes=60, resume=True), execution=CPU, **settings)
+        assert "training from the start" in caplog.text
+        caplog.clear()
+
+
+def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlprune.training.progress.save_tensors", full)
+    saver = Saver(tmp_path / "s.safetensors", identity="this", minutes=0, resume=False)
+    losses = fit(network(), loader(task()), saver=saver, epochs=2, loss=cross_entropy(0.0), recipe=recipe(), execution=CPU, description="x")
+    assert len(losses) == 2
+    assert "the state cannot be saved" in caplog.text
+
+
+class Restless(nn.Module):
+    """Draws from Python's and numpy's streams, and keeps something that no state dict holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+        self.register_buffer("hidden", torch.zeros(()), persistent=False)
+
+    def forward(self, images):
+        if self.training:
+            self.hidden += random.random() + float(np.random.rand())
+        return self.net(images) * (1 + 0.01 * self.hidden)
+
+
+def test_a_resumed_training_has_its_other_streams_and_hidden_buffers_back(tmp_path):
+    def start():
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        return task(), Restless()
+
+    settings = {"epochs": 2, "loss": cross_entropy(0.1), "execution": CPU, "description": "x", "recipe": recipe()}
+    images, unbroken = start()
+    fit(unbroken, loader(images), **settings)
+    images, killed = start()
+    with pytest.raises(KilledError):
+        fit(killed, loader(images), saver=Dying(tmp_path / "s.safetensors", 3), **settings)
+    images, resumed = start()
+    fit(resumed, loader(images), saver=Saver(tmp_path / "s.safetensors", identity="this", minutes=60, resume=True), **settings)
+    assert torch.equal(resumed.hidden, unbroken.hidden)
+    assert torch.equal(resumed.net[0].weight, unbroken.net[0].weight)
+
+
+def test_a_network_without_weights_to_train_is_named():
+    with pytest.raises(UserError, match="model: Flatten has no weights to train"):
+        parameter_groups(nn.Flatten())
+
+
+def test_scores_that_are_no_numbers_are_no_answers():
+    class Broken(Fixed):
+        def forward(self, images):
+            return super().forward(images) * float("nan")
+
+    images = Images(torch.zeros(6, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1, 4, 5, 11]))
+    accuracy = Evaluator(images, PLAIN, CPU).accuracy(Broken())
+    assert (accuracy.correct, accuracy.correct_top5) == (0, 0)
 
 
 def test_the_moving_average_is_the_result():
@@ -326,17 +409,23 @@ def test_the_moving_average_is_the_result():
     seen = []
 
     class Watch(Saver):
+        def restore(self, progress):
+            self.save_if_due(progress)
+
         def save_if_due(self, progress):
             seen.append({name: tensor.clone() for name, tensor in progress.network.state_dict().items() if tensor.is_floating_point()})
 
     settings = {"epochs": 2, "loss": cross_entropy(0.0), "execution": CPU, "description": "x"}
-    fit(net, loader(images), recipe=recipe(ema=0.75), saver=Watch(Path("unused"), minutes=0, resume=False), **settings)
+    fit(net, loader(images), recipe=recipe(ema=0.75), saver=Watch(Path("unused"), identity="", minutes=0, resume=False), **settings)
+    assert len(seen) == 9
     average = seen[0]
-    for weights in seen[1:]:
-        average = {name: 0.75 * average[name] + 0.25 * tensor for name, tensor in weights.items()}
+    for steps, weights in enumerate(seen[1:], 1):
+        decay = min(0.75, (1 + steps) / (10 + steps))
+        average = {name: decay * average[name] + (1 - decay) * tensor for name, tensor in weights.items()}
     for name, tensor in average.items():
         torch.testing.assert_close(net.state_dict()[name], tensor, msg=name)
     assert not torch.equal(net[0].weight, seen[-1]["0.weight"])
+    assert int(net[1].num_batches_tracked) == 8  # counted, not averaged
 
 
 def test_weights_survive_the_round_trip_and_damage_is_named(tmp_path):
@@ -358,8 +447,26 @@ def test_weights_survive_the_round_trip_and_damage_is_named(tmp_path):
         load_tensors(tmp_path / "absent.safetensors")
 
 
+def test_equal_tensors_are_equal_files_and_shared_memory_is_written_out(tmp_path):
+    weight = torch.randn(4, 3)
+    tensors = {"a": weight, "b": weight.T, "c": weight[1:], "d": torch.ones(2, dtype=torch.int64)}
+    for index in range(12):
+        save_tensors(tmp_path / f"{index}.safetensors", tensors, {"x": index // 100, "y": [1, 2]})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    found = load_tensors(tmp_path / "0.safetensors")[0]
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
 @pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}]
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {"net": {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}}, "args": argparse.Namespace(lr=0.1)},
+        lambda s: {"state_dict": {(f"module.{k}" if "0" in k else k): v for k, v in s.items()} | {"n_averaged": torch.tensor(3)}},
+        lambda s: {"model": s, "best": np.float64(0.5), "path": Path("x"), "epochs": np.int64(3)},
+    ],
 )
 def test_state_dicts_come_in_several_wrappings(tmp_path, wrap):
     net, other = network(), network()
@@ -395,6 +502,13 @@ def test_foreign_files_are_refused(tmp_path):
     ):
         load_into(net, wide, "w.pt")
     state = {name: tensor.clone() for name, tensor in state.items()}
+    for change, message in (
+        (state["0.weight"].to(torch.int8), r"0\.weight is of type torch\.int8, the model's is torch\.float32"),
+        (torch.full((4, 3, 3, 3), 3e39, dtype=torch.float64), r"0\.weight holds values that are not finite"),
+        (state["0.weight"].to_sparse(), r"0\.weight is no plain tensor"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_into(net, state | {"0.weight": change}, "w.pt")
     state["0.weight"][0] = float("nan")
     with pytest.raises(UserError, match=r"0\.weight holds values that are not finite"):
         load_into(net, state, "w.pt")

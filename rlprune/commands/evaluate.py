@@ -15,17 +15,20 @@ def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None
     """Rebuild a network from its files and test it, on the data it was made for unless another data set is named."""
     from rlprune.commands.setup import make_dense, make_network, make_setup, prepare
     from rlprune.graph import trace
+    from rlprune.provenance import provenance
     from rlprune.results.artefact import find_artefact, load_artefact
     from rlprune.results.finish import Tested, finish
     from rlprune.results.record import Clock, Identity
     from rlprune.training.evaluate import Evaluator
 
-    if config.run is None and config.checkpoint is None:
+    if config.run is None and config.checkpoint is None and config.model.get("weights") is None:
         raise UserError("run: name a run folder, run=outputs/prune/RUN, or weights, checkpoint=FILE with model=...")
     if config.run is None:
-        setup, network = prepare(config, choices, trains=False)
+        setup, network = prepare(config, choices, None)
+        if config.checkpoint is None and not provenance(network).complete:
+            raise UserError("model.weights: their classifier has other classes than the data set; train it first: rlprune train ...")
         dense = make_dense(config, setup, network, choices, run_dir)
-        name, network, sparsity, facts = "checkpoint", dense.network, 0.0, {"checkpoint": config.checkpoint}
+        name, network, sparsity, facts = "checkpoint" if config.checkpoint else "published", dense.network, 0.0, {"checkpoint": dense.path}
     else:
         folder = find_artefact(Path(config.run))
         named = HydraConfig.get().overrides.task

@@ -25,7 +25,7 @@ def fitting_model(tensors: Mapping[str, Tensor]) -> str:
             with contextlib.suppress(MisfitError):
                 fit_names(network, tensors, "")
                 words = " ".join([f"model={path.stem}", *(f"model.{key}={value}" for key, value in settings.items())])
-                return f" (they fit {words} with {classes} classes)"
+                return f" (they fit {words} with {classes} classes{f' and images of {images} channels' if images != 3 else ''})"
     return ""
 
 

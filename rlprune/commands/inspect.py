@@ -28,7 +28,7 @@ def _show_data(config: InspectConfig, setup: "Setup", run_dir: Path, name: str) 
     from rlprune.results.tables import to_markdown
 
     text = f"dataset={name}: {summary(setup)}\n\n{to_markdown(class_table(setup))}"
-    draw_sheet(run_dir / "sheet.png", setup, seed=config.seed)
+    draw_sheet(run_dir / "sheet.png", setup, randaugment=config.training.randaugment, seed=config.seed)
     write_text(run_dir / "dataset.md", text + "\n")
     print(f"{text}\n\nwrote {run_dir / 'sheet.png'} and dataset.md")
 

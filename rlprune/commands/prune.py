@@ -29,7 +29,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     )
     require(agent, config.agent, "agent", "decide", "candidates_per_step")
     require(criterion, config.criterion, "criterion", "scores", "calibration_images")
-    setup, network = prepare(config, choices)
+    setup, network = prepare(config, choices, run_dir)
     job = PruneJob(
         agent=agent,
         reward=reward,

@@ -1,6 +1,8 @@
 """From a config to the objects that several commands need."""
 
+import hashlib
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -11,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlprune.checkpoint import MisfitError, load_into, load_weights
+from rlprune.checkpoint import MisfitError, load_into, load_weights, tensors_checksum
 from rlprune.commands.fitting import fitting_model
 from rlprune.config import RecipeConfig, RunConfig, build, plain_settings
 from rlprune.data.base import Dataset, split
 from rlprune.errors import UserError
-from rlprune.graph.run import call_model, evaluating
+from rlprune.graph.run import call_model, copy_module
 from rlprune.provenance import provenance
 from rlprune.results.origin import Origin
 from rlprune.seeding import seed_globals
@@ -81,8 +83,11 @@ def make_network(config: RunConfig, origin: Origin) -> nn.Module:
     return network
 
 
-def prepare(config: RunConfig, choices: dict[str, str], *, trains: bool = True) -> tuple[Setup, nn.Module]:
-    """Everything that a job starts from; the network is known to return class scores, and the fastest way to train it is chosen."""
+def prepare(config: RunConfig, choices: dict[str, str], run_dir: Path | None) -> tuple[Setup, nn.Module]:
+    """Everything that a job starts from; the network is known to return class scores.
+
+    With the folder of a run that trains, the fastest way to do so is chosen.
+    """
     setup = make_setup(config, choices)
     network = make_network(config, setup.origin)
     require_scores(network, setup, choices)
@@ -91,7 +96,7 @@ def prepare(config: RunConfig, choices: dict[str, str], *, trains: bool = True) 
         log.warning(
             "%s was trained on images of %d pixels a side, the data set has %d", known.weights, known.side, setup.origin.image_size[0]
         )
-    if trains:
+    if run_dir is not None:
         execution = choose_way(
             setup.execution,
             network,
@@ -99,6 +104,7 @@ def prepare(config: RunConfig, choices: dict[str, str], *, trains: bool = True) 
             batch_size=config.training.batch_size,
             images=config.training.epochs * len(setup.splits.train),
             cache=Path(config.paths.outputs) / "cache",
+            chosen=run_dir / "checkpoint" / "way.json",
         )
         setup = replace(setup, execution=execution)
     return setup, network
@@ -111,17 +117,24 @@ def require_scores(network: nn.Module, setup: Setup, choices: dict[str, str]) ->
         UserError: the network cannot run on the data set's images, or returns something else.
     """
     example, name = setup.example(), f"model={choices['model']}"
-    try:
-        with evaluating(network), torch.no_grad():
-            scores = call_model(network.to(setup.execution.device), example)
-    except UserError as error:
-        raise UserError(f"{name}: cannot take the data set's images of shape {setup.origin.shape}; {error}") from error
+    lazy = next((key for key, tensor in network.named_parameters() if isinstance(tensor, nn.parameter.UninitializedParameter)), None)
+    if lazy is not None:
+        raise UserError(f"{name}: {lazy} has no shape yet; run the network once where it is made")
+    network.to(setup.execution.device)
     wanted = (len(example), len(setup.origin.class_names))
-    found = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
-    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != wanted:
-        raise UserError(
-            f"{name}: returns {found} for {wanted[0]} images, not class scores of shape {wanted}; the data set has {wanted[1]} classes"
-        )
+    with torch.random.fork_rng(devices=[]):
+        for mode, trial in (("", network.eval()), (" in training", copy_module(network).train())):
+            try:
+                with torch.no_grad():
+                    scores = call_model(trial, example)
+            except UserError as error:
+                raise UserError(f"{name}: cannot take the data set's images of shape {setup.origin.shape}{mode}; {error}") from error
+            found = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
+            if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != wanted:
+                raise UserError(
+                    f"{name}: returns {found} for {wanted[0]} images{mode}, not class scores of shape {wanted}; "
+                    f"the data set has {wanted[1]} classes"
+                )
 
 
 def make_recipe(config: RecipeConfig, key: str) -> Recipe:
@@ -157,7 +170,7 @@ def make_dense(
     how = [str(setup.execution.training), setup.execution.device.type, setup.execution.compile]
     training = asdict(config.training)
     minutes = training.pop("save_minutes")
-    facts = [config.model, repr(network), data, images, training, config.seed, how]
+    facts = [config.model, *_network_facts(network), data, images, training, config.seed, how]
     source = Source(
         checkpoint=config.checkpoint,
         path=dense_path(Path(config.paths.outputs) / "dense", choices, facts),
@@ -179,6 +192,15 @@ def make_dense(
         return obtain_dense(network, setup.splits, source=source, training=plan, execution=setup.execution, seed=config.seed)
 
 
+def _network_facts(network: nn.Module) -> list[Any]:
+    """What a network is beyond its settings: its layers, published weights, and the files with the user's own code."""
+    types = {type(module).__module__ for module in network.modules()}
+    own = sorted(name for name in types if name.partition(".")[0] not in ("torch", "torchvision", "timm", "rlprune"))
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in own]
+    code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file is not None and Path(file).is_file()]
+    return [repr(network), code, tensors_checksum(network.state_dict()) if provenance(network).weights is not None else None]
+
+
 def load_checkpoint(network: nn.Module, path: str) -> None:
     """Copy the weights in a file into a network.
 
@@ -194,7 +216,7 @@ def _naming_the_model() -> Iterator[None]:
     try:
         yield
     except MisfitError as error:
-        raise UserError(f"{error}{fitting_model(error.tensors)}") from error
+        raise UserError(f"{error}{'' if error.tensors is None else fitting_model(error.tensors)}") from error
 
 
 def require(plugin: Any, node: dict[str, Any], key: str, *names: str) -> None:

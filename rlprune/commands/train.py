@@ -13,13 +13,15 @@ def main(config: TrainConfig, run_dir: Path, choices: dict[str, str]) -> None:
     from rlprune.graph import trace
     from rlprune.results.finish import Tested, finish
     from rlprune.results.record import Clock, Identity
+    from rlprune.search.resume import forget_states
     from rlprune.training.evaluate import Evaluator
 
     clock = Clock()
-    setup, network = prepare(config, choices)
+    setup, network = prepare(config, choices, run_dir)
     with clock.phase("dense"):
         dense = make_dense(config, setup, network, choices, run_dir, train=True)
     evaluator = Evaluator(setup.splits.search, setup.splits.normalization, setup.execution)
     tested = Tested("dense", dense.network, 0.0, 0.0, trace(dense.network, setup.example(), prove=False).macs({}))
     job = Identity("train", run_dir, choices, config.seed)
+    forget_states(run_dir / "checkpoint")
     finish([tested], history=None, dense=dense, evaluator=evaluator, setup=setup, clock=clock, job=job)

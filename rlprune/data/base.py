@@ -1,5 +1,6 @@
 """What a data set is to rlprune: images in memory or on disk, and a test split that stays closed until the last table."""
 
+import logging
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from rlprune.errors import UserError
 from rlprune.seeding import numpy_generator
+
+log = logging.getLogger(__name__)
 
 
 class Pictures(Protocol):
@@ -127,8 +130,10 @@ class Dataset(ABC):
             raise ValueError(f"crop={self.crop}: goes not with resized_crop={area}; set one of them to 0 or null")
         if self.limit is not None and self.limit < 2:
             raise ValueError(f"limit={self.limit}: must be ≥ 2, or null for all images")
-        if self.std is not None and min(self.std) <= 0:
+        if self.std is not None and not all(value > 0 for value in self.std):
             raise ValueError(f"std={self.std}: must be > 0")
+        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
+            raise ValueError(f"mean={self.mean}: must be in [0, 1], as pixels are")
 
     @abstractmethod
     def read_train(self) -> tuple[Pictures, tuple[str, ...]]:
@@ -227,12 +232,27 @@ def split(dataset: Dataset, seed: int) -> Splits:
     if dataset.crop >= min(images.shape[1:]):
         raise UserError(f"dataset.crop={dataset.crop}: must be smaller than the images, {images.shape[1:]} pixels")
     size = round(len(images) * dataset.search_fraction)
-    if size < 1 or size >= len(images):
-        raise UserError(f"dataset.search_fraction={dataset.search_fraction}: leaves an empty split of {len(images)} images")
+    if size < 1 or size > len(images) - 2:
+        raise UserError(f"dataset.search_fraction={dataset.search_fraction}: leaves too few of {len(images)} images for both splits")
     images = dataset.hold(images)
     order = stratified_order(images.labels, numpy_generator(seed, "search split"))
-    train, search = images.subset(np.sort(order[size:])), dataset.hold(images.subset(np.sort(order[:size])))
+    searched = _sparing(images.labels.numpy(), order, size, class_names)
+    train = images.subset(np.setdiff1d(np.arange(len(images)), searched))
+    search = dataset.hold(images.subset(np.sort(searched)))
     return Splits(train, search, _normalization(dataset, train), class_names, dataset.augmentation)
+
+
+def _sparing(labels: np.ndarray, order: np.ndarray, size: int, class_names: tuple[str, ...]) -> np.ndarray:
+    """The first `size` positions of an order, without those of classes that would be left without a training image."""
+    left = np.bincount(labels[order[size:]], minlength=len(class_names))
+    searched = order[:size][left[labels[order[:size]]] > 0]
+    absent = np.flatnonzero(np.bincount(labels[searched], minlength=len(class_names)) == 0)
+    if len(absent):
+        names = ", ".join(class_names[index] for index in absent[:5])
+        log.warning(
+            "%d of %d classes have no image in the search split (%s): raise dataset.search_fraction", len(absent), len(class_names), names
+        )
+    return searched
 
 
 def require_labels(images: Pictures, num_classes: int, name: str) -> None:

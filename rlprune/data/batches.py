@@ -72,13 +72,12 @@ class Batches:
 
     def _pixels(self, chosen: tuple[Tensor, ...], seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches, uint8."""
+        pairs = zip(chosen, seeds, strict=True)
         if isinstance(self.images, ImageFiles):
-            places = [
-                list(zip(part.tolist(), range(seed, seed + len(part)), strict=True)) for part, seed in zip(chosen, seeds, strict=True)
-            ]
+            places = (list(zip(part.tolist(), range(seed, seed + len(part)), strict=True)) for part, seed in pairs)
             yield from self.images.stream(places, self._file_transform, self.device)
         elif isinstance(self.images, Images):
-            for part, seed in zip(chosen, seeds, strict=True):
+            for part, seed in pairs:
                 generator = torch.Generator(self.device).manual_seed(seed)
                 yield self._augment(self.images.pixels[part], generator), self.images.labels[part]
 
@@ -120,14 +119,18 @@ class Batches:
 
     def _mixed(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Mixup, cutmix, or one of them drawn for the batch."""
-        how = self.augmentation
-        ways = [way(alpha=alpha, num_classes=self.num_classes) for way, alpha in ((v2.MixUp, how.mixup), (v2.CutMix, how.cutmix)) if alpha]
-        if not ways:
+        if self._mix is None:
             return images, labels
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            mixed: tuple[Tensor, Tensor] = v2.RandomChoice(ways)(images, labels)
+            mixed: tuple[Tensor, Tensor] = self._mix(images, labels)
         return mixed
+
+    @cached_property
+    def _mix(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        alphas = ((v2.MixUp, self.augmentation.mixup), (v2.CutMix, self.augmentation.cutmix))
+        ways = [way(alpha=alpha, num_classes=self.num_classes) for way, alpha in alphas if alpha]
+        return v2.RandomChoice(ways) if ways else None
 
 
 def _randaugment(magnitude: int) -> Callable[..., Tensor]:
@@ -135,7 +138,7 @@ def _randaugment(magnitude: int) -> Callable[..., Tensor]:
 
 
 def _resized_crop(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """A random window of each image, resized to the whole: as v2.RandomResizedCrop, but all images at once."""
+    """A random window of each image, resized to the whole: all images at once; windows wider or higher than the image are cut to it."""
     count, _, height, width = pixels.shape
     uniform = torch.rand(4, count, generator=generator, device=pixels.device)
     share = area[0] + (area[1] - area[0]) * uniform[0]

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +82,7 @@ class ImageFiles:
         digest = hashlib.sha256(repr(self.geometry).encode() + self.labels.numpy().tobytes())
         for path in self.paths:
             status = path.stat()
-            digest.update(f"{path.parent.name}/{path.name}/{status.st_size}/{status.st_mtime_ns}\n".encode())
+            digest.update(f"{path.parent.name}/{path.name}/{status.st_size}/{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         return int.from_bytes(digest.digest()[:8], "little")
 
     def load(self) -> Images:
@@ -109,7 +110,7 @@ class ImageFiles:
         return Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), self.labels)
 
     def stream(
-        self, batches: Sequence[Sequence[tuple[int, int]]], transform: Callable[[Image.Image], Tensor] | None, device: torch.device
+        self, batches: Iterable[Sequence[tuple[int, int]]], transform: Callable[[Image.Image], Tensor] | None, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of uint8 (n, 3, size, size) and labels (n,) on the device, decoded ahead by the workers.
 
@@ -121,7 +122,7 @@ class ImageFiles:
         Raises:
             UserError: a file is no readable image.
         """
-        workers = min(len(os.sched_getaffinity(0)) if self.workers is None else self.workers, len(batches))
+        workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
         loader: Any = DataLoader(
             _Decoded(self, transform),  # type: ignore[arg-type]
             batch_sampler=batches,  # type: ignore[arg-type]
@@ -129,11 +130,30 @@ class ImageFiles:
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
             prefetch_factor=4 if workers else None,
+            generator=torch.Generator().manual_seed(0),  # otherwise it takes a number from the global stream, which belongs to dropout
         )
-        for pixels, labels, problem in loader:
+        for pixels, labels, problem in _explained(loader, workers):
             if problem is not None:
                 raise UserError(problem)
             yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _explained(loader: Any, workers: int) -> Iterator[Any]:
+    """The loader's batches; a worker that dies becomes one line."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores are the user's to choose
+        batches = iter(loader)
+    while True:
+        try:
+            yield next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"dataset.num_workers={workers}: a worker died ({str(error).splitlines()[0]}); give them more (shared) memory, or set 0"
+            ) from error
 
 
 class _Decoded:

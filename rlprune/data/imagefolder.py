@@ -82,7 +82,7 @@ class ImageFolder(Dataset):
         if cached is not None:
             return cached
         decoded = images.load()
-        save_tensors(cache, {"pixels": decoded.pixels, "labels": decoded.labels}, {"crc32": decoded.checksum()})
+        save_tensors(cache, {"pixels": decoded.pixels, "labels": decoded.labels})
         return decoded
 
     def measure(self, train: Pictures) -> Normalization:
@@ -94,7 +94,7 @@ class ImageFolder(Dataset):
         except (OSError, ValueError, KeyError, TypeError):
             log.debug("no constants in %s yet", cache)
         if not isinstance(train, Images):
-            log.info("%d training images stay on disk; measuring their mean and standard deviation on %d", len(train), MEASURED)
+            log.info("%d training images stay on disk; measuring mean and standard deviation on %d", len(train), min(MEASURED, len(train)))
         measured = measure_normalization(sample(train, MEASURED, numpy_generator(0, "normalisation")).load())
         write_json(cache, {"mean": measured.mean, "std": measured.std})
         return measured
@@ -132,7 +132,9 @@ def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file() and not path.name.startswith(".")
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
         raise UserError(f"{folder}: holds no images; add some or remove the folder")
@@ -143,10 +145,8 @@ def _load_cache(path: Path) -> Images | None:
     if not path.exists():
         return None
     try:
-        tensors, metadata = load_tensors(path)
-        images = Images(tensors["pixels"], tensors["labels"])
-        if images.checksum() == metadata["crc32"]:
-            return images
+        tensors, _ = load_tensors(path)
+        return Images(tensors["pixels"], tensors["labels"])
     except (UserError, KeyError):
         log.debug("cache %s could not be read", path, exc_info=True)
     log.warning("%s: the cache is damaged; decoding the images again", path)

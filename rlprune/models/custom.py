@@ -37,7 +37,7 @@ def custom_network(*, target: str, kwargs: dict[str, Any] | None, in_channels: i
     given = {name: value for name, value in known.items() if name in parameters} | (kwargs or {})
     try:
         network = factory(**given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise UserError(
             f"model.target={target}: {target.rpartition('.')[2]}({shown}) fails ({type(error).__name__}: {error}); "
@@ -62,10 +62,10 @@ def _find(target: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name is not None and (path == error.name or path.startswith(f"{error.name}.")) and length > 1:
                 continue  # perhaps a class inside of a module
-            raise UserError(
-                f"model.target={target}: cannot be imported ({error}); run rlprune in the folder that holds {parts[0]}, or set PYTHONPATH"
-            ) from error
-        except Exception as error:
+            mine = error.name is not None and error.name.partition(".")[0] == parts[0]
+            advice = f"run rlprune in the folder that holds {parts[0]}, or set PYTHONPATH" if mine else f"{path} needs it; install it"
+            raise UserError(f"model.target={target}: cannot be imported ({error}); {advice}") from error
+        except (Exception, SystemExit) as error:
             raise UserError(f"model.target={target}: importing {path} fails ({type(error).__name__}: {error})") from error
         for index, part in enumerate(parts[length:], length):
             if not hasattr(found, part):

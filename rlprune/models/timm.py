@@ -1,13 +1,17 @@
 """Any network of timm, by its name there (an optional package)."""
 
 import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from rlprune.checkpoint import load_into, load_weights
 from rlprune.errors import UserError
 from rlprune.provenance import Provenance, mark
+
+log = logging.getLogger(__name__)
 
 
 def timm_network(*, name: str, weights: str | None, in_channels: int, num_classes: int) -> nn.Module:
@@ -35,9 +39,12 @@ def timm_network(*, name: str, weights: str | None, in_channels: int, num_classe
     tags = [path.partition(".")[2] for path in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise UserError(f"model.name={name}: timm has no such weights of {base}; there are {', '.join(tags) or 'none'}")
+    settings: dict[str, Any] = {"in_chans": in_channels, "num_classes": num_classes}
+    if weights is not None and weights != "DEFAULT":
+        return _from_file(timm.create_model(name, pretrained=False, **settings), Path(weights))
     if weights is not None and not tags:
         raise UserError(f"model.weights={weights}: timm publishes none for {name}; set model.weights=null")
-    network = _build(timm, name, weights, in_channels, num_classes)
+    network: nn.Module = timm.create_model(name, pretrained=False, **settings) if weights is None else _download(timm, name, settings)
     shapes: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     side = int(shapes["input_size"][-1])
     if weights is None:
@@ -46,22 +53,33 @@ def timm_network(*, name: str, weights: str | None, in_channels: int, num_classe
     return mark(network, Provenance(source, shapes["num_classes"] == num_classes, side, tuple(shapes["mean"]), tuple(shapes["std"])))
 
 
-def _build(timm: Any, name: str, weights: str | None, in_channels: int, num_classes: int) -> nn.Module:
-    settings: dict[str, Any] = {"in_chans": in_channels, "num_classes": num_classes}
-    if weights is None:
-        network: nn.Module = timm.create_model(name, pretrained=False, **settings)
-        return network
-    if weights != "DEFAULT":
-        if not Path(weights).is_file():
-            raise UserError(f"model.weights={weights}: is no file; name one, or choose DEFAULT or null")
-        settings["pretrained_cfg_overlay"] = {"file": weights}
+def _from_file(network: nn.Module, path: Path) -> nn.Module:
+    """The network with the weights in a file, its classifier drawn anew where the file's has another number of classes."""
+    if not path.is_file():
+        raise UserError(f"model.weights={path}: is no file; name one, or choose DEFAULT or null")
+    shapes: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    heads = shapes.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    own, (found, _) = network.state_dict(), load_weights(path)
+    strangers = {
+        name
+        for name in own
+        if name in found and found[name].shape != own[name].shape and any(name.startswith(f"{head}.") for head in heads)
+    }
+    load_into(network, {**found, **{name: own[name] for name in strangers}}, f"model.weights={path}")
+    known = Provenance(str(path), not strangers, int(shapes["input_size"][-1]), tuple(shapes["mean"]), tuple(shapes["std"]))
+    return mark(network, known)
+
+
+def _download(timm: Any, name: str, settings: dict[str, Any]) -> nn.Module:
+    log.info("model.weights=DEFAULT: from timm's cache or its hub")
     try:
-        network = timm.create_model(name, pretrained=True, **settings)
+        network: nn.Module = timm.create_model(name, pretrained=True, **settings)
     except Exception as error:  # the hub's own exceptions, and what torch and safetensors say of broken files
         config = timm.get_pretrained_cfg(name)
         source = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors" if config.hf_hub_id else config.url
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"model.weights={weights}: cannot be downloaded or read ({reason}); fetch {source} and set model.weights=FILE"
+            f"model.weights=DEFAULT: cannot be downloaded or read ({reason}); fetch {source} and set model.weights=FILE"
         ) from error
     return network

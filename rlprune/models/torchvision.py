@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import pickle
 import socket
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def _build(name: str, weights: Any, num_classes: int) -> nn.Module:
     if "weights_backbone" in inspect.signature(builder).parameters:
         settings["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        settings |= {"init_weights": weights is None, "aux_logits": False}  # heads that only run in training, and return more than scores
+        settings["init_weights"] = weights is None
+        if weights is None:  # published weights come with heads that only run in training, and return more than scores
+            settings["aux_logits"] = False
     network: nn.Module = builder(**settings)
     return network
 
@@ -77,9 +80,10 @@ def _download(name: str, weights: Any) -> nn.Module:
         socket.setdefaulttimeout(20)
         with torch.random.fork_rng(devices=[]):
             return _build(name, weights, len(weights.meta["categories"]))
-    except (OSError, RuntimeError) as error:  # no network, or a broken file
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:  # no network, or a broken file
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(
-            f"model.weights={weights.name}: cannot be downloaded or read ({error}); fetch {weights.url} and put it at {folder / file}"
+            f"model.weights={weights.name}: cannot be downloaded or read ({reason}); fetch {weights.url} and put it at {folder / file}"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

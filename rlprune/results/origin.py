@@ -1,5 +1,6 @@
 """How the dense network of a run is made again."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,8 @@ class Origin:
             UserError: this version ships no such model, or the settings do not fit it.
         """
         if self.model == "custom" or self.model not in shipped_names("model"):
-            words = [
-                f"model={self.model}",
-                *(f"model.{key}={value}" for key, value in self.model_settings.items() if self.model == "custom"),
-            ]
+            settings = {key: value for key, value in self.model_settings.items() if value is not None and self.model == "custom"}
+            words = [f"model={self.model}", *(shlex.quote(f"model.{key}={_word(value)}") for key, value in settings.items())]
             raise UserError(
                 f"model={self.model}: is not shipped with this version, and code is never taken from a file; name the network again: "
                 f"rlprune evaluate run=FOLDER {' '.join(words)}, or rlprune.load(FOLDER, model=NETWORK)"
@@ -47,3 +46,10 @@ class Origin:
             shipped("model", self.model, self.model_settings), "model", in_channels=self.in_channels, num_classes=len(self.class_names)
         )
         return network
+
+
+def _word(value: Any) -> str:
+    """A setting as the command line takes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_word(item)}" for key, item in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,5 +1,6 @@
 """What a data set holds, for people: sizes, class balance, and a sheet of its pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,23 +50,23 @@ def summary(setup: Setup) -> str:
     )
 
 
-def draw_sheet(path: Path, setup: Setup, *, seed: int) -> None:
-    """A row for each of the first 20 classes: five training images as they are, and the same ones as training sees them."""
+def draw_sheet(path: Path, setup: Setup, *, randaugment: int | None, seed: int) -> None:
+    """A row for each of the first 20 classes: five training images as they are, and the same ones as training varies them."""
     splits = setup.splits
     chosen = [
         np.flatnonzero(splits.train.labels.cpu().numpy() == label)[:COLUMNS].tolist() for label in range(min(ROWS, len(splits.class_names)))
     ]
     shown = np.array([index for row in chosen for index in row])
     images = splits.train.subset(shown)
-    plain, varied = images.load().pixels, _varied(images, setup, seed)
+    plain, varied = images.load().pixels, _varied(images, setup, randaugment, seed)
     tile = min(MOST, max(TILE, *plain.shape[2:]))
     sheet = Image.new("RGB", ((2 * COLUMNS + 1) * tile - tile // 2, len(chosen) * (tile + LABEL)), "white")
     pen = ImageDraw.Draw(sheet)
     start = 0
     for row, (name, places) in enumerate(zip(splits.class_names, chosen, strict=False)):
         top = row * (tile + LABEL)
-        pen.text((2, top), f"{name}: as they are"[: tile * COLUMNS // 7], fill="black", font_size=11)
-        pen.text(((2 * COLUMNS + 1) * tile // 2 + 2, top), "as training sees them", fill="grey", font_size=11)
+        pen.text((2, top), f"{name}: as they are"[: tile * COLUMNS // 7], fill="black", font_size=12)
+        pen.text(((2 * COLUMNS + 1) * tile // 2 + 2, top), "as training varies them", fill="grey", font_size=12)
         for column in range(len(places)):
             for pixels, left in ((plain, column * tile), (varied, (2 * (COLUMNS + column) + 1) * tile // 2)):
                 sheet.paste(_picture(pixels[start + column]).resize((tile, tile), Image.Resampling.NEAREST), (left, top + LABEL))
@@ -73,15 +74,15 @@ def draw_sheet(path: Path, setup: Setup, *, seed: int) -> None:
     write_atomically(path, lambda temporary: sheet.save(temporary))
 
 
-def _varied(images: Pictures, setup: Setup, seed: int) -> torch.Tensor:
+def _varied(images: Pictures, setup: Setup, randaugment: int | None, seed: int) -> torch.Tensor:
     """The same images, augmented, in their order; uint8."""
     splits = setup.splits
     cpu = torch.device("cpu")
     batches = Batches(
-        images.load() if isinstance(images, Images) else images,
+        images,
         batch_size=len(images),
         normalization=splits.normalization,
-        augmentation=splits.augmentation,
+        augmentation=replace(splits.augmentation, randaugment=randaugment),
         num_classes=len(splits.class_names),
         seed=derive_seed(seed, "sheet"),
         device=cpu,

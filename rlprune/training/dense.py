@@ -112,21 +112,22 @@ def obtain_dense(network: nn.Module, splits: Splits, *, source: Source, training
     elif known.weights is not None and known.complete and not source.train:
         log.info("dense network: %s", known.weights)
         return Dense(network.to(execution.device).eval(), known.weights, seen, [])
-    losses = _train(network, splits, source, training, execution, seed)
+    saver = Saver(source.state, identity=source.path.name, minutes=training.save_minutes, resume=source.resume)
+    reason = "as asked" if source.train else "none kept for these settings"
+    log.info("dense network: %s; training %d epochs on %d images", reason, training.epochs, len(splits.train))
+    losses = _train(network, splits, training, execution, seed, saver)
     save_tensors(source.path, network.state_dict(), {"epochs": training.epochs, "losses": losses})
+    saver.forget()
     use = " for the next run" if source.checkpoint is None else f"; use it with checkpoint={source.path}"
     log.info("dense network: kept in %s%s", source.path, use)
     return Dense(network.eval(), str(source.path), seen, losses)
 
 
-def _train(network: nn.Module, splits: Splits, source: Source, training: Training, execution: Execution, seed: int) -> list[float]:
-    reason = "as asked" if source.train else "none kept for these settings"
-    log.info("dense network: %s; training %d epochs on %d images", reason, training.epochs, len(splits.train))
+def _train(network: nn.Module, splits: Splits, training: Training, execution: Execution, seed: int, saver: Saver) -> list[float]:
     network.to(execution.device)
     seed_globals(seed, "dense training")
     how = replace(splits.augmentation, randaugment=training.randaugment, mixup=training.mixup, cutmix=training.cutmix)
-    saver = Saver(source.state, minutes=training.save_minutes, resume=source.resume)
-    losses = fit(
+    return fit(
         network,
         training_batches(replace(splits, augmentation=how), training.batch_size, execution, seed, "dense training"),
         epochs=training.epochs,
@@ -136,5 +137,3 @@ def _train(network: nn.Module, splits: Splits, source: Source, training: Trainin
         description="train dense",
         saver=saver,
     )
-    saver.forget()
-    return losses

@@ -1,4 +1,4 @@
-"""Accuracy of networks on a fixed set of images that stays on the device."""
+"""Accuracy of networks on a fixed set of images, which stays on the device where it fits."""
 
 import logging
 import math
@@ -77,7 +77,7 @@ class Evaluator:
             with self.execution.autocast():
                 logits = model(images.contiguous(memory_format=memory_format))
             ranked = logits.float().topk(min(5, logits.shape[1])).indices
-            hits = ranked == labels[:, None]
+            hits = (ranked == labels[:, None]) & torch.isfinite(logits).all(1, keepdim=True)  # what is not finite ranks nothing
             first += hits[:, 0].sum()
             five += hits.sum()
         return Accuracy(int(first), int(five), len(self.images))
@@ -88,14 +88,15 @@ class Evaluator:
             return self._resident
         if math.prod(self.images.shape) * len(self.images) * 4 > RESIDENT_BYTES:
             return ((self.normalization(pixels), labels) for pixels, labels in self._chunks())
-        self._resident = [(self.normalization(p).contiguous(memory_format=torch.channels_last), labels) for p, labels in self._chunks()]
+        last = torch.contiguous_format if self.execution.channels_last == "false" else torch.channels_last
+        self._resident = [(self.normalization(pixels).contiguous(memory_format=last), labels) for pixels, labels in self._chunks()]
         return self._resident
 
     def _chunks(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Pixels and labels on the device."""
         if isinstance(self.images, ImageFiles):
             order = [(index, 0) for index in range(len(self.images))]
-            batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+            batches = (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
             return self.images.stream(batches, None, self.execution.device)
         images = self.images.load()
         return zip(images.pixels.split(self.batch_size), images.labels.split(self.batch_size), strict=True)

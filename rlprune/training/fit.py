@@ -1,25 +1,23 @@
 """The training loop: one for dense training, fine-tuning and distillation."""
 
 import bisect
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rlprune.data.batches import Batches
 from rlprune.errors import UserError
 from rlprune.kernels import careful_kernels
 from rlprune.training.execution import Execution
-from rlprune.training.progress import Progress, Saver
+from rlprune.training.progress import Average, Progress, Saver, everything
 
 log = logging.getLogger(__name__)
 TELL_SECONDS = 20  # epochs that take longer get a line each
@@ -60,8 +58,14 @@ def cross_entropy(label_smoothing: float) -> Loss:
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for weights of convolutions and linear layers alone: biases and norms have one dimension."""
+    """Weight decay for weights of convolutions and linear layers alone: biases and norms have one dimension.
+
+    Raises:
+        UserError: there is nothing to train.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UserError(f"model: {type(model).__name__} has no weights to train; set requires_grad on some")
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     plain = [parameter for parameter in parameters if parameter.ndim <= 1]
     return [group for group in ({"params": decayed}, {"params": plain, "weight_decay": 0.0}) if group["params"]]
@@ -122,15 +126,21 @@ def fit(
     memory_format = execution.memory_format(model, training=True)
     model.to(memory_format=memory_format).train()
     optimizer = recipe.optimizer(parameter_groups(model))
-    scheduler = make_scheduler(optimizer, recipe, epochs, len(batches))
-    average = None if recipe.ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-    progress = Progress(model, optimizer, scheduler, average, torch.zeros((), device=execution.device))
+    progress = Progress(
+        network=model,
+        optimizer=optimizer,
+        scheduler=make_scheduler(optimizer, recipe, epochs, len(batches)),
+        average=None if recipe.ema is None else Average(model, recipe.ema),
+        total=torch.zeros((), device=execution.device),
+        identity="" if saver is None else f"{saver.identity} {type(optimizer).__name__} {execution.training} {execution.device.type}",
+        epochs=epochs,
+        batches=len(batches),
+    )
     if saver is not None:
         saver.restore(progress)
     forward = torch.compile(model) if execution.compile else model
-    done = progress.epoch * len(batches) + progress.batch
-    kernels = contextlib.nullcontext() if execution.compile else careful_kernels(model, execution.device)
-    with kernels, tqdm(total=epochs * len(batches), initial=done, desc=description, unit="batch", leave=False) as bar:
+    bar = tqdm(total=epochs * len(batches), initial=progress.steps, desc=description, unit="batch", leave=False)
+    with careful_kernels(model, execution.device, folded=not execution.compile), bar:
         while progress.epoch < epochs:
             started = time.monotonic()
             for images, labels in batches.epoch(progress.epoch, start=progress.batch):
@@ -139,15 +149,15 @@ def fit(
                 bar.update()
                 if saver is not None and progress.batch < len(batches):
                     saver.save_if_due(progress)
-            progress.end_epoch(len(batches))
+            progress.end_epoch()
             if time.monotonic() - started > TELL_SECONDS:
                 log.info("%s: epoch %d/%d, loss %.4f", description, progress.epoch, epochs, progress.losses[-1])
             bar.set_postfix(epoch=f"{progress.epoch}/{epochs}", loss=f"{progress.losses[-1]:.3f}")
             _require_finite(model, progress.losses[-1], f"{description}, epoch {progress.epoch}")
             if saver is not None:
                 saver.save_if_due(progress)
-    if average is not None:
-        model.load_state_dict(average.module.state_dict())
+    if progress.average is not None:
+        progress.average.write_back()
     model.eval()
     return progress.losses
 
@@ -172,17 +182,11 @@ def _step(
     progress.optimizer.step()
     progress.scheduler.step()
     if progress.average is not None:
-        progress.average.update_parameters(progress.network)
+        progress.average.update(progress.steps + 1)
     progress.total += value.detach()
 
 
 def _require_finite(model: nn.Module, loss: float, where: str) -> None:
-    finite = torch.isfinite(torch.tensor(loss)) and all(
-        bool(torch.isfinite(tensor).all()) for tensor in _floats(model.state_dict().values())
-    )
-    if not finite:
+    floats = [tensor for tensor in everything(model).values() if tensor.is_floating_point()]
+    if not (math.isfinite(loss) and all(bool(torch.isfinite(tensor).all()) for tensor in floats)):
         raise UserError(f"{where}: the loss or a weight is no longer finite (loss {loss}); lower optimizer.lr or set clip_norm=1.0")
-
-
-def _floats(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
-    return (tensor for tensor in tensors if tensor.is_floating_point())

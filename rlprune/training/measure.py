@@ -10,12 +10,14 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlprune.files import write_json
+from rlprune.errors import UserError
+from rlprune.files import read_json, write_json
 from rlprune.graph.run import copy_module
 from rlprune.kernels import careful_kernels
 from rlprune.training.execution import Execution, Way
@@ -28,7 +30,9 @@ SMALLEST = 16  # images of a measured step; small batches say little about large
 MEMORY = 2**22  # numbers in the images of a measured step, at most
 
 
-def choose_way(execution: Execution, network: nn.Module, example: Tensor, *, batch_size: int, images: int, cache: Path) -> Execution:
+def choose_way(
+    execution: Execution, network: nn.Module, example: Tensor, *, batch_size: int, images: int, cache: Path, chosen: Path
+) -> Execution:
     """The same execution with the fastest of its ways of training in front.
 
     Args:
@@ -38,36 +42,46 @@ def choose_way(execution: Execution, network: nn.Module, example: Tensor, *, bat
         batch_size: of the training.
         images: that the training will see, counted in every epoch; where they are few, nothing is measured.
         cache: folder of what was measured before.
+        chosen: file that keeps the choice of this run, so that it goes on as it began.
     """
     steps = len(execution.ways) * (ROUNDS + 1)
     count = min(batch_size, int(SHARE * images / steps), MEMORY // example[0].numel())
-    if len(execution.ways) == 1 or count < min(SMALLEST, batch_size):
-        return execution
-    path = cache / f"speed-{_key(execution, network, example, count)}.json"
     names = [str(way) for way in execution.ways]
-    try:
-        rates = {name: float(json.loads(path.read_text(encoding="utf-8"))[name]) for name in names}
-    except (OSError, ValueError, KeyError, TypeError):
-        rates = measure_ways(execution, network, example, count)
-        write_json(path, rates)
-    first, best = names[0], max(names, key=lambda name: rates[name])
-    if rates[best] < GAIN * rates[first]:
+    if len(names) == 1 or count < min(SMALLEST, batch_size):
         return execution
-    log.info("training in %s: %.1f times as fast as %s", best, rates[best] / max(rates[first], 1e-9), first)
-    chosen = execution.ways[names.index(best)]
-    return replace(execution, ways=(chosen, *(way for way in execution.ways if way != chosen)))
+    best = str(_read(chosen).get("way"))
+    if best not in names:
+        path = cache / f"speed-{_key(execution, network, example, count)}.json"
+        rates = _read(path)
+        if not all(isinstance(rates.get(name), float) for name in names):
+            rates = measure_ways(execution, network, example, count)
+            if all(rates.values()):  # what failed may have failed by chance
+                write_json(path, rates)
+        best = max(names, key=lambda name: rates[name])
+        best = best if rates[best] > GAIN * rates[names[0]] else names[0]
+        if best != names[0]:
+            log.info("training in %s: %.0f images/s, in %s %.0f", best, rates[best], names[0], rates[names[0]])
+        write_json(chosen, {"way": best})
+    way = execution.ways[names.index(best)]
+    return replace(execution, ways=(way, *(other for other in execution.ways if other != way)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is none."""
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
 
 
 def measure_ways(execution: Execution, network: nn.Module, example: Tensor, count: int) -> dict[str, float]:
     """Images a second of forward and backward passes of `count` images, by the name of each way; 0 where it cannot run."""
+    best = dict.fromkeys(execution.ways, float("inf"))
     with torch.random.fork_rng(devices=[execution.device] if execution.device.type == "cuda" else []):
-        copies = {way: copy_module(network).to(execution.device).train() for way in execution.ways}
-        for way, copy in copies.items():
-            copy.to(memory_format=way.memory_format)
-        best = dict.fromkeys(execution.ways, float("inf"))
+        copy = copy_module(network).to(execution.device).train()
         for _ in range(ROUNDS + 1):  # in turn, so that a busy moment hurts all; the first round warms up
             for way in execution.ways:
-                best[way] = min(best[way], _step(copies[way], execution, way, example, count))
+                best[way] = min(best[way], _step(copy.to(memory_format=way.memory_format), execution, way, example, count))
     return {str(way): count / value for way, value in best.items()}
 
 
@@ -75,6 +89,7 @@ def _step(network: nn.Module, execution: Execution, way: Way, example: Tensor, c
     """Seconds of one forward and backward pass."""
     images = example.repeat(-(-count // len(example)), 1, 1, 1)[:count].contiguous(memory_format=way.memory_format)
     images = images + 0.1 * torch.randn_like(images)
+    network.zero_grad(set_to_none=True)
     start = _now(execution.device)
     try:
         with careful_kernels(network, execution.device):
