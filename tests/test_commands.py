@@ -295,7 +295,10 @@ def test_a_network_of_ones_own_is_pruned_and_tested_again(rlprune, monkeypatch, 
 
 def test_weights_trained_for_other_code_are_not_taken(rlprune, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
-    code = "import torch\n\n\nclass Net(torch.nn.Conv2d):\n    def forward(self, images):\n        return {}super().forward(images).flatten(1)\n"
+    code = (
+        "import torch\n\n\nclass Net(torch.nn.Conv2d):\n"
+        "    def forward(self, images):\n        return {}super().forward(images).flatten(1)\n"
+    )
     Path("my_code.py").write_text(code.format(""))
     line = (
         "train",
