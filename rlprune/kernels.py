@@ -45,12 +45,13 @@ def _replaced(network: nn.Module, device: torch.device, folded: bool) -> list[tu
     """Layers that get another forward pass; those that a user has given one keep it."""
     if device.type != "cpu":
         return []
+    folded = folded and torch.get_num_threads() > 1
     found: list[tuple[nn.Module, Callable[..., Tensor]]] = []
     for module in network.modules():
+        kind = type(module).forward
         if "forward" in vars(module):
             continue
-        kind = type(module).forward
-        if isinstance(module, nn.BatchNorm2d) and kind is nn.BatchNorm2d.forward and folded and torch.get_num_threads() > 1:
+        if isinstance(module, nn.BatchNorm2d) and kind is nn.BatchNorm2d.forward and folded and module.num_features % LINE:
             found.append((module, _batch_norm))
         elif isinstance(module, nn.Conv2d) and kind is nn.Conv2d.forward and _fails(module):
             found.append((module, _convolution))
