@@ -62,7 +62,7 @@ def prunable(network, layers=(torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_one_small_network_a_family(name):
-    network = torchvision_network(name=name, in_channels=3, num_classes=10).eval()
+    network = torchvision_network(name=name, weights=None, in_channels=3, num_classes=10).eval()
     graph = check(network, torch.randn(1, 3, side(name), side(name)))
     assert (len(graph.groups), graph.num_channels) == SMALL[name]
     if not name.startswith(ATTENTION):
@@ -79,7 +79,7 @@ def test_a_small_vision_transformer():
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "densenet121"])
 def test_masked_and_removed_networks_agree(name):
-    network = torchvision_network(name=name, in_channels=3, num_classes=10).eval().double()
+    network = torchvision_network(name=name, weights=None, in_channels=3, num_classes=10).eval().double()
     example = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     graph = rlprune.trace(network, example)
     generator = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_masked_and_removed_networks_agree(name):
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", [name for name in network_names() if name not in SMALL])
 def test_every_network_of_torchvision(name):
-    network = torchvision_network(name=name, in_channels=3, num_classes=10).eval()
+    network = torchvision_network(name=name, weights=None, in_channels=3, num_classes=10).eval()
     graph = check(network, torch.randn(1, 3, side(name), side(name)))
     assert graph.groups
     if not name.startswith(ATTENTION):
