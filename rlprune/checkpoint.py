@@ -1,6 +1,7 @@
 """Weights on disk, without pickled code."""
 
 import argparse
+import errno
 import json
 import pathlib
 import zlib
@@ -29,7 +30,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             plain[name] = tensor.clone()
     # One key, as safetensors writes several in any order, and equal tensors should be equal files.
     header = {"rlprune": json.dumps({"crc32": tensors_checksum(plain), "metadata": dict(metadata or {})}, allow_nan=False)}
-    write_atomically(path, lambda temporary: save_file(plain, temporary, header))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, temporary, header)
+        except SafetensorError as error:  # what a full disk looks like from there
+            raise OSError(errno.EIO, str(error), str(path)) from error
+
+    write_atomically(path, write)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -68,6 +76,17 @@ HARMLESS += [type(np.dtype(np.int64)), getattr(np, "_core", np).multiarray.scala
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of DataParallel, torch.compile, Lightning
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `save_tensors` wrote beside the tensors, without reading these; empty for files of others."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            ours = json.loads((file.metadata() or {}).get("rlprune", "{}"))
+    except (OSError, SafetensorError, ValueError, RecursionError):
+        return {}
+    metadata = ours.get("metadata") if isinstance(ours, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a state dict from safetensors or from a torch file, never running code from it.
 
@@ -101,7 +120,7 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under the names the model has for them, where wrappers have put a prefix before every name."""
     tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged" or name in expected}  # of AveragedModel
     for prefix in PREFIXES * len(PREFIXES):
@@ -147,7 +166,7 @@ def fit_names(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> d
         MisfitError: keys are missing or unexpected, or shapes differ; names the first of each.
     """
     expected = model.state_dict()
-    tensors = _without_prefix(tensors, expected)
+    tensors = without_prefix(tensors, expected)
     missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in expected]
     misshapen = {

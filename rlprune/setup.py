@@ -1,11 +1,13 @@
 """What every job works with."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from rlprune.checkpoint import read_metadata
 from rlprune.data.base import Dataset, Normalization, Splits
 from rlprune.errors import UserError
 from rlprune.provenance import provenance
@@ -26,14 +28,18 @@ class Setup:
         """Two training images, normalised, shape (2, C, H, W)."""
         return self.splits.normalization(self.splits.train.subset(np.arange(2)).load().pixels).to(self.execution.device)
 
-    def suited_to(self, network: nn.Module) -> "Setup":
-        """The same data, normalised as a network with published weights takes it, unless the data set's yaml says how."""
-        known, chosen = provenance(network), self.dataset.mean is not None or self.dataset.std is not None
-        if known.weights is None or known.mean is None or known.std is None or chosen:
+    def suited_to(self, network: nn.Module, checkpoint: str | None) -> "Setup":
+        """The same data, normalised as the network's weights were trained where that is known, unless the data set's settings say how."""
+        known = provenance(network)
+        mean, std = (known.mean, known.std) if known.weights is not None else (None, None)
+        if checkpoint is not None:
+            metadata = read_metadata(Path(checkpoint))
+            mean, std = (tuple(map(float, metadata[key])) if key in metadata else value for key, value in (("mean", mean), ("std", std)))
+        if mean is None or std is None or len(mean) != self.origin.in_channels or len(std) != self.origin.in_channels:
             return self
-        normalization = Normalization(known.mean, known.std)
-        splits = replace(self.splits, normalization=normalization)
-        return replace(self, splits=splits, origin=replace(self.origin, mean=known.mean, std=known.std))
+        mean, std = tuple(self.dataset.mean or mean), tuple(self.dataset.std or std)
+        splits = replace(self.splits, normalization=Normalization(mean, std))
+        return replace(self, splits=splits, origin=replace(self.origin, mean=mean, std=std))
 
     def fitted_to(self, origin: Origin) -> "Setup":
         """The same data as a network of another run takes it.

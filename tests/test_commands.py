@@ -293,6 +293,38 @@ def test_a_network_of_ones_own_is_pruned_and_tested_again(rlprune, monkeypatch, 
         package.load(folder, torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()))
 
 
+def test_kept_weights_bring_their_normalisation_along(rlprune):
+    line = ("debug=smoke", "model.width=0.5")
+    assert rlprune("train", *line, "dataset.mean=[0.1,0.2,0.3]", "dataset.std=[0.5,0.6,0.7]")[0] == 0
+    (dense,) = Path("outputs/dense").iterdir()
+    assert rlprune("evaluate", *line, f"checkpoint={dense}")[0] == 0
+    assert result(run_dirs("evaluate")[0])["rows"][0]["top1"] == result(run_dirs("train")[0])["rows"][0]["top1"]
+    assert rlprune("prune", *line, "agent=uniform", f"checkpoint={dense}", "dataset.mean=[0.4,0.4,0.4]")[0] == 0
+    plan = json.loads((run_dirs()[0] / "pruned/plan.json").read_text())
+    assert (plan["origin"]["mean"], plan["origin"]["std"]) == ([0.4] * 3, [0.5, 0.6, 0.7])
+
+
+def test_a_training_killed_in_its_test_goes_on_behind_its_last_save(rlprune, monkeypatch):
+    def killed(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    line = ("train", "debug=smoke", "model.width=0.25", "training.epochs=3", "training.save_minutes=0")
+    with monkeypatch.context() as patch:
+        patch.setattr("rlprune.training.progress.SHARE", 1e9)
+        patch.setattr("rlprune.results.finish.measure_rows", killed)
+        assert rlprune(*line, "paths.run=outputs/killed")[0] == 130
+    code, out, _ = rlprune(*line, "resume=outputs/killed")
+    assert (code, "going on behind epoch 3, batch 0" in out) == (0, True)
+    assert not Path("outputs/killed/checkpoint").exists()
+
+
+def test_networks_that_train_otherwise_can_be_evaluated(rlprune):
+    torch.save(TwoFaced().state_dict(), "w.pt")
+    line = ("debug=smoke", "model=custom", "model.target=test_commands.TwoFaced", "checkpoint=w.pt")
+    assert rlprune("evaluate", *line)[0] == 0
+    assert "returns a tuple for 2 images in training" in rlprune("train", *line)[2]
+
+
 def test_weights_trained_for_other_code_are_not_taken(rlprune, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     code = (

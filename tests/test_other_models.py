@@ -92,7 +92,7 @@ def test_timm_networks(tmp_path):
     assert network(torch.zeros(2, 1, 64, 64)).shape == (2, 7)
     assert len(trace(network, torch.zeros(1, 1, 64, 64)).groups) > 5
     state = timm.create_model("resnet18", num_classes=1000).state_dict()
-    torch.save(state, tmp_path / "w.pth")
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "w.pth")
     loaded = make("timm", 10, name="resnet18", weights=str(tmp_path / "w.pth"))
     assert (provenance(loaded).weights, provenance(loaded).complete) == (str(tmp_path / "w.pth"), False)
     assert torch.equal(loaded.conv1.weight, state["conv1.weight"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 
 from rlprune.checkpoint import load_into, load_tensors, load_weights, save_tensors
@@ -445,6 +446,16 @@ def test_weights_survive_the_round_trip_and_damage_is_named(tmp_path):
         load_tensors(path)
     with pytest.raises(UserError, match="cannot be read"):
         load_tensors(tmp_path / "absent.safetensors")
+
+
+def test_a_disk_that_is_full_while_tensors_are_written_is_an_os_error(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("rlprune.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(1)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_equal_tensors_are_equal_files_and_shared_memory_is_written_out(tmp_path):

@@ -90,8 +90,8 @@ def prepare(config: RunConfig, choices: dict[str, str], run_dir: Path | None) ->
     """
     setup = make_setup(config, choices)
     network = make_network(config, setup.origin)
-    require_scores(network, setup, choices)
-    setup, known = setup.suited_to(network), provenance(network)
+    require_scores(network, setup, choices, trains=run_dir is not None)
+    setup, known = setup.suited_to(network, config.checkpoint), provenance(network)
     if known.weights is not None and known.side not in (None, setup.origin.image_size[0]):
         log.warning(
             "%s was trained on images of %d pixels a side, the data set has %d", known.weights, known.side, setup.origin.image_size[0]
@@ -110,7 +110,7 @@ def prepare(config: RunConfig, choices: dict[str, str], run_dir: Path | None) ->
     return setup, network
 
 
-def require_scores(network: nn.Module, setup: Setup, choices: dict[str, str]) -> None:
+def require_scores(network: nn.Module, setup: Setup, choices: dict[str, str], *, trains: bool) -> None:
     """Refuse a network that does not return one score a class, before anything is trained.
 
     Raises:
@@ -123,7 +123,7 @@ def require_scores(network: nn.Module, setup: Setup, choices: dict[str, str]) ->
     network.to(setup.execution.device)
     wanted = (len(example), len(setup.origin.class_names))
     with torch.random.fork_rng(devices=[]):
-        for mode, trial in (("", network.eval()), (" in training", copy_module(network).train())):
+        for mode, trial in [("", network.eval()), *([(" in training", copy_module(network).train())] if trains else [])]:
             try:
                 with torch.no_grad():
                     scores = call_model(trial, example)

@@ -23,5 +23,5 @@ def main(config: TrainConfig, run_dir: Path, choices: dict[str, str]) -> None:
     evaluator = Evaluator(setup.splits.search, setup.splits.normalization, setup.execution)
     tested = Tested("dense", dense.network, 0.0, 0.0, trace(dense.network, setup.example(), prove=False).macs({}))
     job = Identity("train", run_dir, choices, config.seed)
-    forget_states(run_dir / "checkpoint")
     finish([tested], history=None, dense=dense, evaluator=evaluator, setup=setup, clock=clock, job=job)
+    forget_states(run_dir / "checkpoint")

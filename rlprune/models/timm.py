@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from rlprune.checkpoint import load_into, load_weights
+from rlprune.checkpoint import load_into, load_weights, without_prefix
 from rlprune.errors import UserError
 from rlprune.provenance import Provenance, mark
 
@@ -60,7 +60,8 @@ def _from_file(network: nn.Module, path: Path) -> nn.Module:
     shapes: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     heads = shapes.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    own, (found, _) = network.state_dict(), load_weights(path)
+    own, (found, metadata) = network.state_dict(), load_weights(path)
+    found, shapes = without_prefix(found, own), {**shapes, **metadata}  # ours say how their images were normalised
     strangers = {
         name
         for name in own

@@ -116,8 +116,10 @@ def obtain_dense(network: nn.Module, splits: Splits, *, source: Source, training
     reason = "as asked" if source.train else "none kept for these settings"
     log.info("dense network: %s; training %d epochs on %d images", reason, training.epochs, len(splits.train))
     losses = _train(network, splits, training, execution, seed, saver)
-    save_tensors(source.path, network.state_dict(), {"epochs": training.epochs, "losses": losses})
-    saver.forget()
+    constants = {"mean": splits.normalization.mean, "std": splits.normalization.std}
+    save_tensors(source.path, network.state_dict(), {"epochs": training.epochs, "losses": losses, **constants})
+    if not source.train:  # a job that is about training forgets its state when it is done
+        saver.forget()
     use = " for the next run" if source.checkpoint is None else f"; use it with checkpoint={source.path}"
     log.info("dense network: kept in %s%s", source.path, use)
     return Dense(network.eval(), str(source.path), seen, losses)
