@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
-    {"errors", "seeding", "files"},
+    {"errors", "seeding", "files", "skeleton"},
     {"checkpoint", "cost", "config", "kernels", "provenance"},
     {"graph"},
     {"agents", "criteria", "rewards", "models", "data"},

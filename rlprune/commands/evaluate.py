@@ -6,8 +6,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from rlprune.commands.job import command
-from rlprune.config import EvaluateConfig, shipped
+from rlprune.config import shipped
 from rlprune.errors import UserError
+from rlprune.skeleton import EvaluateConfig
 
 
 @command("evaluate")

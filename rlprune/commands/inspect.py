@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlprune.commands.job import command
-from rlprune.config import InspectConfig
+from rlprune.skeleton import InspectConfig
 
 if TYPE_CHECKING:
     from rlprune.setup import Setup

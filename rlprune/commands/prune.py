@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rlprune.commands.job import command
-from rlprune.config import PruneConfig
+from rlprune.skeleton import PruneConfig
 
 
 @command("prune")

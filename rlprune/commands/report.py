@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rlprune.commands.job import command
-from rlprune.config import ReportConfig
+from rlprune.skeleton import ReportConfig
 
 
 @command("report")

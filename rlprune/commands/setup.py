@@ -15,7 +15,7 @@ from torch import nn
 
 from rlprune.checkpoint import MisfitError, load_into, load_weights, tensors_checksum
 from rlprune.commands.fitting import fitting_model
-from rlprune.config import RecipeConfig, RunConfig, build, plain_settings
+from rlprune.config import build, plain_settings
 from rlprune.data.base import Dataset, split
 from rlprune.errors import UserError
 from rlprune.graph.run import call_model, copy_module
@@ -23,6 +23,7 @@ from rlprune.provenance import provenance
 from rlprune.results.origin import Origin
 from rlprune.seeding import seed_globals
 from rlprune.setup import Setup
+from rlprune.skeleton import RecipeConfig, RunConfig
 from rlprune.training.dense import Dense, Source, Training, dense_path, obtain_dense
 from rlprune.training.execution import Execution, choose_execution
 from rlprune.training.fit import Recipe

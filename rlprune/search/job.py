@@ -12,7 +12,6 @@ from torch import nn
 from tqdm import tqdm
 
 from rlprune.agents.base import Agent
-from rlprune.config import ScheduleConfig, SearchConfig
 from rlprune.criteria.base import Criterion
 from rlprune.data.base import sample
 from rlprune.errors import UserError
@@ -27,6 +26,7 @@ from rlprune.search.schedule import Schedule, make_schedule
 from rlprune.search.task import DenseCost, Environment, Ledger, Reward
 from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
+from rlprune.skeleton import ScheduleConfig, SearchConfig
 from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.recover import Recovery, epoch_seconds, recover

@@ -1,0 +1,204 @@
+"""The typed skeleton of every command's configuration; all defaults are in the yaml files."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from rlprune.errors import UserError
+
+
+@dataclass
+class Paths:
+    """Folders."""
+
+    outputs: str = MISSING  # runs, dense networks and caches
+    data: str = MISSING  # downloaded data sets
+    run: str = MISSING  # folder of this run
+
+
+@dataclass
+class ScheduleConfig:
+    """How much goes, and when."""
+
+    sparsity: float = MISSING  # channel sparsity to reach, in (0, 1)
+    steps: int = MISSING  # pruning steps
+    period: int = MISSING  # recover after so many steps
+    save_at: list[float] = MISSING  # sparsities, besides the last, that get an artefact, a table row and a final recovery
+    min_keep: int = MISSING  # units that stay in every group
+    max_minutes: float | None = MISSING  # the search ends after so many minutes with the best so far; null: never
+
+
+@dataclass
+class SearchConfig:
+    """What a search may measure."""
+
+    samples: int | None = MISSING  # images of the search split that candidates are measured on; null: all
+    max_candidates: int | None = MISSING  # distinct candidates a step; null: as many as the agent asks for
+
+
+@dataclass
+class RecipeConfig:
+    """How weights are updated."""
+
+    batch_size: int = MISSING
+    lr_schedule: str = MISSING  # one_cycle, cosine, step or constant
+    lr_milestones: list[int] = MISSING  # epochs after which lr_schedule=step lowers the rate
+    lr_gamma: float = MISSING  # the factor it is lowered by
+    warmup_epochs: float = MISSING  # over which the rate rises from zero
+    clip_norm: float | None = MISSING  # largest norm of the gradient; null: no bound
+    optimizer: Any = MISSING
+
+
+@dataclass
+class TrainingConfig(RecipeConfig):
+    """Dense training."""
+
+    epochs: int = MISSING
+    label_smoothing: float = MISSING
+    randaugment: int | None = MISSING  # magnitude of two random operations an image, 0 to 30; null: none
+    mixup: float = MISSING  # α of the Beta distribution; 0: none
+    cutmix: float = MISSING  # likewise; with both, each batch takes one of them
+    ema: float | None = MISSING  # decay of the moving average of the weights that becomes the result; null: the weights themselves
+    save_minutes: float = MISSING  # between two saves of the state that a killed training goes on from
+
+
+@dataclass
+class RecoveryConfig(RecipeConfig):
+    """Recovery after pruning."""
+
+    enabled: bool = MISSING
+    rho: float = MISSING  # weight of the teacher; 0: fine-tuning
+    temperature: float = MISSING
+    epochs: int = MISSING  # after every `schedule.period` steps
+    final_epochs: int = MISSING  # at every saved level
+    control: bool = MISSING  # also train the dense network for the same epochs, as a row of the table
+
+
+@dataclass
+class RunConfig:
+    """What every command that runs networks shares."""
+
+    seed: int = MISSING
+    device: str = MISSING  # auto, cpu, cuda or cuda:N
+    precision: str = MISSING  # auto, fp32 or bf16
+    channels_last: str = MISSING  # auto, true or false
+    compile: bool = MISSING  # torch.compile for dense training
+    checkpoint: str | None = MISSING  # weights to start from; null: those of an earlier run, or train them
+    paths: Paths = field(default_factory=Paths)
+    model: Any = MISSING
+    dataset: Any = MISSING
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """`rlprune train`."""
+
+    resume: str | None = MISSING  # run folder to continue
+
+
+@dataclass
+class PruneConfig(RunConfig):
+    """`rlprune prune`."""
+
+    ignore: list[str] = MISSING  # layers to leave alone: names or regular expressions
+    resume: str | None = MISSING  # run folder to continue
+    agent: Any = MISSING
+    reward: Any = MISSING
+    criterion: Any = MISSING
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+
+
+@dataclass
+class EvaluateConfig(RunConfig):
+    """`rlprune evaluate`."""
+
+    run: str | None = MISSING  # run or artefact folder; null: evaluate `model` with `checkpoint`
+
+
+@dataclass
+class InspectConfig(RunConfig):
+    """`rlprune inspect`."""
+
+    ignore: list[str] = MISSING
+    verify: bool = MISSING  # prove every group: zeroed equals removed
+    sheet: bool = MISSING  # show the data set instead: sizes, class balance, a sheet of pictures
+    image_size: int | None = MISSING  # side of the example image, pixels; null: what the model was made for, or else the data set's
+
+
+@dataclass
+class ReportConfig:
+    """`rlprune report`."""
+
+    runs: str = MISSING  # glob over run folders
+    paths: Paths = field(default_factory=Paths)
+
+
+def check_ranges(config: Any) -> None:
+    """Values that types alone cannot refuse."""
+    for key, value in (("training", getattr(config, "training", None)), ("recovery", getattr(config, "recovery", None))):
+        if value is not None:
+            _require(value.batch_size >= 2, f"{key}.batch_size={value.batch_size}", "must be ≥ 2, as batch norm cannot train on one image")
+            _require(value.epochs >= 0, f"{key}.epochs={value.epochs}", "must be ≥ 0")
+            _require(value.clip_norm is None or value.clip_norm > 0, f"{key}.clip_norm={value.clip_norm}", "must be > 0, or null")
+            schedules = ("one_cycle", "cosine", "step", "constant")
+            _require(value.lr_schedule in schedules, f"{key}.lr_schedule={value.lr_schedule}", f"must be one of {', '.join(schedules)}")
+            ordered = value.lr_milestones == sorted(set(value.lr_milestones)) and min(value.lr_milestones, default=1) > 0
+            _require(ordered, f"{key}.lr_milestones={value.lr_milestones}", "must be epochs in ascending order, such as [60,120]")
+            steps = (value.lr_schedule == "step") == bool(value.lr_milestones)
+            _require(steps, f"{key}.lr_milestones={value.lr_milestones}", "goes with lr_schedule=step alone; [] for the others")
+            _require(value.lr_gamma > 0, f"{key}.lr_gamma={value.lr_gamma}", "must be > 0")
+            _require(value.warmup_epochs >= 0, f"{key}.warmup_epochs={value.warmup_epochs}", "must be ≥ 0")
+            warm = value.warmup_epochs == 0 or value.lr_schedule != "one_cycle"
+            _require(warm, f"{key}.warmup_epochs={value.warmup_epochs}", "goes not with lr_schedule=one_cycle, which has its own warm-up")
+    if isinstance(config, RunConfig):
+        _require(
+            0 <= config.training.label_smoothing < 1, f"training.label_smoothing={config.training.label_smoothing}", "must be in [0, 1)"
+        )
+        training = config.training
+        _require(
+            training.randaugment is None or 0 <= training.randaugment <= 30,
+            f"training.randaugment={training.randaugment}",
+            "must be in 0..30, or null",
+        )
+        _require(training.mixup >= 0, f"training.mixup={training.mixup}", "must be ≥ 0")
+        _require(training.cutmix >= 0, f"training.cutmix={training.cutmix}", "must be ≥ 0")
+        _require(training.ema is None or 0 < training.ema < 1, f"training.ema={training.ema}", "must be in (0, 1), or null")
+        _require(training.save_minutes >= 0, f"training.save_minutes={training.save_minutes}", "must be ≥ 0")
+        _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
+    if isinstance(config, PruneConfig):
+        _check_schedule(config.schedule)
+        recovery, search = config.recovery, config.search
+        _require(0 <= recovery.rho <= 1, f"recovery.rho={recovery.rho}", "must be in [0, 1]")
+        _require(recovery.temperature > 0, f"recovery.temperature={recovery.temperature}", "must be > 0")
+        _require(recovery.final_epochs >= 0, f"recovery.final_epochs={recovery.final_epochs}", "must be ≥ 0")
+        _require(search.samples is None or search.samples >= 1, f"search.samples={search.samples}", "must be ≥ 1, or null for all")
+        _require(
+            search.max_candidates is None or search.max_candidates >= 1,
+            f"search.max_candidates={search.max_candidates}",
+            "must be ≥ 1, or null",
+        )
+
+
+def _check_schedule(schedule: ScheduleConfig) -> None:
+    _require(0 < schedule.sparsity < 1, f"schedule.sparsity={schedule.sparsity}", "must be in (0, 1); 0.5 removes half of the channels")
+    _require(schedule.steps >= 1, f"schedule.steps={schedule.steps}", "must be ≥ 1")
+    _require(schedule.period >= 1, f"schedule.period={schedule.period}", "must be ≥ 1; recovery=none switches recovery off")
+    _require(schedule.min_keep >= 1, f"schedule.min_keep={schedule.min_keep}", "must be ≥ 1")
+    _require(
+        schedule.max_minutes is None or schedule.max_minutes > 0, f"schedule.max_minutes={schedule.max_minutes}", "must be > 0, or null"
+    )
+    for level in schedule.save_at:
+        _require(
+            0 < level <= schedule.sparsity,
+            f"schedule.save_at={schedule.save_at}",
+            f"{level} must be in (0, schedule.sparsity={schedule.sparsity}]",
+        )
+
+
+def _require(holds: bool, subject: str, message: str) -> None:
+    if not holds:
+        raise UserError(f"{subject}: {message}")
