@@ -37,6 +37,7 @@ def register() -> None:
     # A run that resumes writes into its old folder.
     OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
     OmegaConf.register_new_resolver("folder", _folder, replace=True)
+    OmegaConf.register_new_resolver("unless", _unless, replace=True)
     store = ConfigStore.instance()
     for name, schema in (
         ("train", TrainConfig),
@@ -46,6 +47,11 @@ def register() -> None:
         ("report", ReportConfig),
     ):
         store.store(name=f"{name}_schema", node=schema)
+
+
+def _unless(others: Mapping[str, Any], value: Any) -> Any:
+    """A default that steps back where one of the other settings is there."""
+    return value if all(other is None for other in others.values()) else None
 
 
 def _folder(path: str | None) -> str:
@@ -248,7 +254,7 @@ def _check_plugins(config: Any, prefix: str) -> None:
         value, key = getattr(config, item.name), f"{prefix}{item.name}"
         if dataclasses.is_dataclass(value):
             _check_plugins(value, f"{key}.")
-        elif item.type is Any and not (isinstance(value, dict) and "_target_" in value):
+        elif item.type is Any and item.metadata.get("plugin", True) and not (isinstance(value, dict) and "_target_" in value):
             group = f"{item.name}@{key}" if prefix else key
             raise UserError(f"{key}={value}: is no plug-in; choose one with {group}=NAME: {', '.join(shipped_names(item.name))}")
 

@@ -18,8 +18,11 @@ class Taken:
     entries: np.ndarray
 
     def total(self, counts: np.ndarray, num_rows: int) -> np.ndarray:
-        """Entries gone from every tensor after `counts` units were removed from each group, shape (tensor,)."""
-        return np.bincount(self.rows, weights=self.entries * counts[self.groups], minlength=num_rows)
+        """Entries gone from every tensor after `counts` units were removed from each group; shape (..., group) → (..., tensor)."""
+        plans = counts.reshape(-1, counts.shape[-1])
+        rows = (self.rows + num_rows * np.arange(len(plans))[:, None]).ravel()
+        gone = np.bincount(rows, weights=(self.entries * plans[:, self.groups]).ravel(), minlength=len(plans) * num_rows)
+        return gone.reshape(*counts.shape[:-1], num_rows)
 
     def restricted(self, stay: np.ndarray) -> "Taken":
         """The same for the groups in `stay` only, renumbered."""
@@ -46,8 +49,8 @@ class CostModel:
     fixed_macs: float
 
     def numels(self, counts: np.ndarray) -> np.ndarray:
-        """Elements of every row after `counts` units were removed from each group, shape (row,)."""
-        numels = np.ones(len(self.uses))
+        """Elements of every row after `counts` units were removed from each group; shape (..., group) → (..., row)."""
+        numels = np.ones((*counts.shape[:-1], len(self.uses)))
         for size in self.left(counts):
             numels *= size
         return numels
@@ -63,6 +66,11 @@ class CostModel:
     def params(self, counts: np.ndarray) -> int:
         """Parameters; buffers are not counted."""
         return round(float(self.numels(counts) @ self.is_parameter))
+
+    def many(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """MACs and parameters of many plans at once; shape (..., group) → two of (...)."""
+        numels = self.numels(counts)
+        return np.round(numels @ self.uses + self.fixed_macs), np.round(numels @ self.is_parameter)
 
     @staticmethod
     def build(

@@ -1,5 +1,6 @@
 """The typed skeleton of every command's configuration; all defaults are in the yaml files."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,24 @@ class Paths:
 class ScheduleConfig:
     """How much goes, and when."""
 
-    sparsity: float = MISSING  # channel sparsity to reach, in (0, 1)
+    sparsity: float | None = MISSING  # channel sparsity to reach, in (0, 1); null: budget.* says how much goes
     steps: int = MISSING  # pruning steps
     period: int = MISSING  # recover after so many steps
     save_at: list[float] = MISSING  # sparsities, besides the last, that get an artefact, a table row and a final recovery
     min_keep: int = MISSING  # units that stay in every group
+    round_to: int = MISSING  # a group keeps a multiple of so many units, or stays whole
+    # share of its units that a group may lose: one number, or a mapping group (name or regex) → share
+    max_sparsity: Any = field(default=MISSING, metadata={"plugin": False})
     max_minutes: float | None = MISSING  # the search ends after so many minutes with the best so far; null: never
+
+
+@dataclass
+class BudgetConfig:
+    """How small the network gets, beside `schedule.sparsity`; removal goes on until all that is set holds."""
+
+    macs: float | None = MISSING  # largest share kept of the dense network's MACs, in (0, 1)
+    params: float | None = MISSING  # likewise of its parameters
+    max_drop: float | None = MISSING  # largest loss of accuracy on the search split after recovery, points
 
 
 @dataclass
@@ -35,6 +48,8 @@ class SearchConfig:
 
     samples: int | None = MISSING  # images of the search split that candidates are measured on; null: all
     max_candidates: int | None = MISSING  # distinct candidates a step; null: as many as the agent asks for
+    recalibrate_bn: int = MISSING  # training images on which a candidate's batch norms take new statistics; 0: they keep the old ones
+    recover_batches: int = MISSING  # training batches a candidate recovers on before it is measured; 0: none
 
 
 @dataclass
@@ -108,6 +123,7 @@ class PruneConfig(RunConfig):
     reward: Any = MISSING
     criterion: Any = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
 
@@ -171,6 +187,7 @@ def check_ranges(config: Any) -> None:
         _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
     if isinstance(config, PruneConfig):
         _check_schedule(config.schedule)
+        _check_budget(config.budget)
         recovery, search = config.recovery, config.search
         _require(0 <= recovery.rho <= 1, f"recovery.rho={recovery.rho}", "must be in [0, 1]")
         _require(recovery.temperature > 0, f"recovery.temperature={recovery.temperature}", "must be > 0")
@@ -181,10 +198,26 @@ def check_ranges(config: Any) -> None:
             f"search.max_candidates={search.max_candidates}",
             "must be ≥ 1, or null",
         )
+        _require(search.recalibrate_bn >= 0, f"search.recalibrate_bn={search.recalibrate_bn}", "must be ≥ 0 images")
+        _require(search.recover_batches >= 0, f"search.recover_batches={search.recover_batches}", "must be ≥ 0 batches")
+
+
+def _check_budget(budget: BudgetConfig) -> None:
+    for name in ("macs", "params"):
+        share = getattr(budget, name)
+        _require(share is None or 0 < share < 1, f"budget.{name}={share}", "must be in (0, 1), or null; 0.5 keeps at most half")
+    _require(
+        budget.max_drop is None or 0 <= budget.max_drop < 100,
+        f"budget.max_drop={budget.max_drop}",
+        "must be in [0, 100) points, or null",
+    )
 
 
 def _check_schedule(schedule: ScheduleConfig) -> None:
-    _require(0 < schedule.sparsity < 1, f"schedule.sparsity={schedule.sparsity}", "must be in (0, 1); 0.5 removes half of the channels")
+    sparsity = schedule.sparsity
+    _require(sparsity is None or 0 < sparsity < 1, f"schedule.sparsity={sparsity}", "must be in (0, 1); 0.5 removes half of the channels")
+    _require(schedule.round_to >= 1, f"schedule.round_to={schedule.round_to}", "must be ≥ 1; 1 does not round")
+    _check_max_sparsity(schedule.max_sparsity)
     _require(schedule.steps >= 1, f"schedule.steps={schedule.steps}", "must be ≥ 1")
     _require(schedule.period >= 1, f"schedule.period={schedule.period}", "must be ≥ 1; recovery=none switches recovery off")
     _require(schedule.min_keep >= 1, f"schedule.min_keep={schedule.min_keep}", "must be ≥ 1")
@@ -193,10 +226,23 @@ def _check_schedule(schedule: ScheduleConfig) -> None:
     )
     for level in schedule.save_at:
         _require(
-            0 < level <= schedule.sparsity,
+            0 < level <= (1 if sparsity is None else sparsity),
             f"schedule.save_at={schedule.save_at}",
-            f"{level} must be in (0, schedule.sparsity={schedule.sparsity}]",
+            f"{level} must be in (0, schedule.sparsity={sparsity}]",
         )
+
+
+def _check_max_sparsity(value: Any) -> None:
+    """One share, or a mapping of them, whose keys are names or regular expressions."""
+    shares = value if isinstance(value, dict) else {"": value}
+    for pattern, share in shares.items():
+        subject = f"schedule.max_sparsity{f'.{pattern}' if pattern else ''}={share}"
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        _require(number and 0 <= share <= 1, subject, "must be a share in [0, 1], or a mapping such as {'layer1.*': 0.5}")
+        try:
+            re.compile(str(pattern))
+        except re.error as error:
+            raise UserError(f"schedule.max_sparsity: {pattern} is no regular expression ({error})") from error
 
 
 def _require(holds: bool, subject: str, message: str) -> None:

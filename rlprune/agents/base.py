@@ -1,5 +1,6 @@
 """What an agent is, and what it may ask of its task."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,7 +42,12 @@ class StepTask(Protocol):
     @property
     def channel_shares(self) -> np.ndarray: ...  # noqa: D102
 
+    @property
+    def scores(self) -> list[np.ndarray]: ...  # noqa: D102
+
     def evaluate(self, action: np.ndarray) -> Outcome: ...  # noqa: D102
+
+    def evaluate_ranking(self, scores: Sequence[np.ndarray]) -> Outcome: ...  # noqa: D102
 
     def after(self, candidate: Any) -> "StepTask | None": ...  # noqa: D102
 
@@ -63,3 +69,13 @@ class Agent(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         ...
+
+
+def noisy(distribution: np.ndarray, noise_std: float, generator: np.random.Generator) -> np.ndarray:
+    """An action near a distribution over groups (RL-Pruner, equations 11 and 12).
+
+    a = PD + ε, ε_i = noise_std · u · N(0, 1), u ~ U(0, 1) once a draw; clamped at 0 and renormalised. Shapes (group,).
+    """
+    noise = noise_std * generator.random() * generator.standard_normal(len(distribution))
+    action = np.maximum(distribution + noise, 0)
+    return action / action.sum() if action.sum() > 0 else distribution.copy()

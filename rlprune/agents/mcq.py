@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlprune.agents.base import StepTask
+from rlprune.agents.base import StepTask, noisy
 
 
 @dataclass
@@ -109,11 +109,9 @@ class MCQ:
         return chosen
 
     def sample(self, generator: np.random.Generator) -> np.ndarray:
-        """Equations 11 and 12: a = PD + ε, ε_i = noise_std · u · N(0, 1), u ~ U(0, 1) once a draw; clamped at 0 and renormalised."""
+        """Equations 11 and 12: an action near PD."""
         assert self.distribution is not None
-        noise = self.noise_std * generator.random() * generator.standard_normal(len(self.distribution))
-        action = np.maximum(self.distribution + noise, 0)
-        return action / action.sum() if action.sum() > 0 else self.distribution.copy()
+        return noisy(self.distribution, self.noise_std, generator)
 
     def q_value(self, task: StepTask, candidate: Any, depth: int, generator: np.random.Generator) -> float:
         """Equations 13–16: Q(s, a) = r(s') + γ max_a' Q(s', a'), `depth` steps deep and `sample_num` actions wide."""

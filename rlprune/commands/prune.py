@@ -37,6 +37,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         recovery=recovery,
         setup=setup,
         schedule=config.schedule,
+        budget=config.budget,
         search=config.search,
         ignore=config.ignore,
         identity=Identity("prune", run_dir, choices, config.seed),

@@ -1,46 +1,123 @@
-"""From real-valued shares to whole units that weigh the budget exactly."""
+"""From real-valued shares to whole units, so that the goal of a step is met and no share is lost to rounding.
+
+Every chunk of units waits for its turn: the moment at which the group's share of what has been removed so far would have earned half of
+it (Webster's method of apportionment). What a group earned and could not get whole is carried to the next step, so that over the steps
+the units removed follow the shares, however small.
+"""
 
 import numpy as np
 
+from rlprune.search.limits import Goal, Room
 
-def allocate(shares: np.ndarray, budget: int, weights: np.ndarray, capacity: np.ndarray) -> np.ndarray:
-    """Units to remove from every group, so that the channels removed are `budget`, or as close below it as whole units come.
 
-    Each group gets its share of the budget, rounded down to whole units and cut at its capacity; what is left goes by largest remainder,
-    then to whatever group still has room. Where units of several channels leave a gap, one unit is exchanged for another that fills it.
+def turns_by_share(shares: np.ndarray, carry: np.ndarray, room: Room) -> np.ndarray:
+    """The moment at which each chunk is due, in channels removed from the whole network, shape (chunk,).
 
     Args:
         shares: share of the budget for each group, ≥ 0, shape (group,); they need not add up to 1.
-        budget: channels to remove.
-        weights: channels that one unit of each group weighs, ≥ 1, shape (group,).
-        capacity: units that each group may lose, shape (group,).
+        carry: channels that earlier steps owe each group, shape (group,).
+        room: what can go.
     """
-    budget = min(budget, int(weights @ capacity))
     total = shares.sum()
-    wanted = (shares / total if total > 0 else np.full(len(shares), 1 / len(shares))) * budget / weights  # units, real-valued
-    counts = np.minimum(np.floor(wanted + 1e-9).astype(int), capacity)
-    left = budget - int(weights @ counts)
-    while left > 0:
-        open_groups = np.flatnonzero((counts < capacity) & (weights <= left))
-        if len(open_groups) == 0:
+    shares = shares / total if total > 0 else room.capacity / max(1, room.capacity.sum())
+    middle = (room.first + room.last) / 2
+    due = middle * room.weights[room.owner] - carry[room.owner]
+    share = shares[room.owner]
+    turns = np.where(due > 0, np.inf, -np.inf)
+    np.divide(due, share, out=turns, where=share > 0)
+    # Groups without a share come last, in proportion to the room they have: they take what the others cannot.
+    behind = 1 + np.max(np.abs(turns), where=np.isfinite(turns), initial=0.0)
+    return np.where(turns == np.inf, behind * (1 + middle / room.capacity[room.owner]), turns)
+
+
+def allocate(turns: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
+    """Units to remove from every group, shape (group,), taken in the order of their turns until the goal is met.
+
+    A chunk that would overshoot is passed over for later ones that fit. If none fits, units of several channels are exchanged where that
+    closes the gap; then an exact goal takes the chunk that overshoots least, and any other leaves the rest to the next step. A first
+    chunk that is heavier than the whole step goes alone, and the next steps remove less; where the goal is exact it waits.
+
+    Args:
+        turns: when each chunk is due, ascending within each group, shape (chunk,).
+        room: what can go.
+        goal: when enough is gone.
+    """
+    order = np.argsort(turns, kind="stable")
+    rank = np.empty(len(order), dtype=int)
+    rank[order] = np.arange(len(order))
+    taken = _longest_prefix(order, room, goal)
+    if not taken.any() and not goal.exact and len(order) and goal.excess(room.graph, room.units(taken)) > 0:
+        taken[room.owner[order[0]]] = 1
+        return room.units(taken)
+    while goal.excess(room.graph, room.units(taken)) > 0:
+        trials, groups, excess = _next_chunks(taken, room, goal)
+        if len(groups) == 0:
             break
-        # Largest remainder first; groups that want no more come last, in proportion to the room they have.
-        remainder = wanted[open_groups] - counts[open_groups]
-        room = (capacity - counts)[open_groups]
-        best = open_groups[np.lexsort((-room, -remainder))[0]]
-        counts[best] += 1
-        left -= int(weights[best])
-    return _fill_gap(counts, left, weights, capacity) if left > 0 else counts
+        by_turn = rank[room.starts[groups] + taken[groups]]
+        fits = excess >= 0
+        if fits.any():
+            taken = trials[np.argmin(np.where(fits, by_turn, len(order)))]
+            continue
+        filled = _exchange(taken, room, goal)
+        if filled is not None:
+            taken = filled
+        elif goal.exact:
+            taken = trials[np.lexsort((by_turn, -excess))[0]]
+        break
+    return room.units(taken)
 
 
-def _fill_gap(counts: np.ndarray, left: int, weights: np.ndarray, capacity: np.ndarray) -> np.ndarray:
-    """Exchange units so that `left` more channels go: first one for one, then one for several of another group."""
-    for give in np.flatnonzero(counts > 0):
-        for take in np.flatnonzero(counts < capacity):
-            units, rest = divmod(left + int(weights[give]), int(weights[take]))
-            if give != take and rest == 0 and units <= capacity[take] - counts[take]:
-                filled = counts.copy()
+def carried(shares: np.ndarray, carry: np.ndarray, counts: np.ndarray, room: Room) -> np.ndarray:
+    """Channels owed to each group after `counts` units went, shape (group,); they add up to 0.
+
+    A group that can lose no more hands its share on to the others and is owed nothing.
+    """
+    is_open = (counts < room.capacity) & (shares > 0)
+    if not is_open.any():
+        return np.zeros(len(carry))
+    removed = counts * room.weights
+    earned = (removed[is_open].sum() - carry[is_open].sum()) / shares[is_open].sum()
+    return np.where(is_open, carry + shares * earned - removed, 0.0)
+
+
+def _longest_prefix(order: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
+    """Chunks that go from each group: as many in order as do not overshoot, shape (group,)."""
+
+    def first(number: int) -> np.ndarray:
+        return np.bincount(room.owner[order[:number]], minlength=len(room.num_chunks))
+
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if goal.excess(room.graph, room.units(first(middle))) >= 0 else (low, middle - 1)
+    return first(low)
+
+
+def _next_chunks(taken: np.ndarray, room: Room, goal: Goal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One more chunk of each group that has one: (trial, group) chunks taken, (trial,) group, (trial,) excess."""
+    groups = np.flatnonzero(taken < room.num_chunks)
+    trials = np.repeat(taken[None], len(groups), axis=0)
+    trials[np.arange(len(groups)), groups] += 1
+    return trials, groups, goal.excess(room.graph, room.units(trials))
+
+
+def _exchange(taken: np.ndarray, room: Room, goal: Goal) -> np.ndarray | None:
+    """Give one chunk back and take one to several of another group, so that the goal is met to the unit; None where that cannot be.
+
+    Only tried where channels alone are asked for: of other goals almost none can be met to the unit.
+    """
+    if np.isfinite([goal.macs, goal.params]).any():
+        return None
+    left = round(float(goal.excess(room.graph, room.units(taken))) * room.graph.num_channels)
+    chunk = (room.last - room.first) * room.weights[room.owner]
+    for give in np.flatnonzero(taken > 0):
+        gap = left + int(chunk[room.starts[give] + taken[give] - 1])
+        for take in np.flatnonzero(taken < room.num_chunks):
+            waiting = np.cumsum(chunk[room.starts[take] + taken[take] : room.starts[take] + room.num_chunks[take]])
+            number = int(np.searchsorted(waiting, gap))
+            if give != take and number < len(waiting) and waiting[number] == gap:
+                filled = taken.copy()
                 filled[give] -= 1
-                filled[take] += units
+                filled[take] += number + 1
                 return filled
-    return counts
+    return None

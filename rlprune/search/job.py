@@ -20,16 +20,18 @@ from rlprune.results.artefact import load_levels, save_artefact
 from rlprune.results.finish import Tested, finish
 from rlprune.results.record import Clock, Identity, write_steps
 from rlprune.results.tables import CONTROL
+from rlprune.search.limits import Limits, Room
 from rlprune.search.resume import forget_states, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state
-from rlprune.search.schedule import Schedule, make_schedule
-from rlprune.search.task import DenseCost, Environment, Ledger, Reward
+from rlprune.search.schedule import Schedule, Size, Targets, make_schedule
+from rlprune.search.task import Environment, Ledger, Reward, as_it_is
 from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
-from rlprune.skeleton import ScheduleConfig, SearchConfig
+from rlprune.skeleton import BudgetConfig, ScheduleConfig, SearchConfig
 from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.recover import Recovery, epoch_seconds, recover
+from rlprune.training.refresh import BriefRecovery, Recalibration
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class PruneJob:
     recovery: Recovery
     setup: Setup
     schedule: ScheduleConfig
+    budget: BudgetConfig
     search: SearchConfig
     ignore: list[str]
     identity: Identity
@@ -56,7 +59,7 @@ class PruneJob:
             graph = self._graph(dense.network)
         evaluator = self._evaluator()
         plan = self._plan(graph)
-        environment = self._environment(graph, evaluator, plan)
+        environment = self._environment(graph, evaluator, plan, dense.network)
         states = self.identity.run_dir / "checkpoint"
         restored = None if not self.resume else load_state(states, dense.network, graph, self.agent, environment.ledger)
         state = restored or start_state(dense.network, graph, environment.measure(dense.network))
@@ -74,6 +77,7 @@ class PruneJob:
             on_step=lambda state: self._after_step(state, states),
             on_level=self._save_level,
         )
+        self._require_a_level(state)
         self.clock.seconds["search"] = sum(record.search_seconds for record in state.history.steps)
         self.clock.seconds["recovery"] = sum(record.recovery_seconds for record in state.history.steps)
         networks = self._networks(state, dense, graph)
@@ -84,7 +88,7 @@ class PruneJob:
         """Refuse what cannot be pruned, or not so far, before a dense network is trained.
 
         Raises:
-            UserError: no group, an unreachable sparsity, or levels that collide.
+            UserError: no group, limits or targets that do not fit the network, or levels that collide.
         """
         self._plan(self._traced(network.to(self.setup.execution.device)))
 
@@ -115,26 +119,35 @@ class PruneJob:
         return Evaluator(images, self.setup.splits.normalization, self.setup.execution)
 
     def _plan(self, graph: ChannelGraph) -> Schedule:
-        capacity = np.maximum(0, graph.num_units - self.schedule.min_keep)
+        dense = _size(graph, np.zeros(len(graph.groups), dtype=int))
+        smallest = _size(graph, Room(graph, list(self._kept_counts(graph).values())).capacity)
+        targets = Targets(self.schedule.sparsity, self.budget.macs, self.budget.params, self.budget.max_drop)
         return make_schedule(
-            sparsity=self.schedule.sparsity,
+            targets=targets,
             steps=self.schedule.steps,
             period=self.schedule.period,
             save_at=self.schedule.save_at,
-            channels=graph.num_channels,
-            removable=int(graph.channels_per_unit @ capacity),
+            dense=dense,
+            smallest=smallest,
         )
 
-    def _environment(self, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule) -> Environment:
-        none = np.zeros(len(graph.groups))
+    def _kept_counts(self, graph: ChannelGraph) -> dict[str, np.ndarray]:
+        limits = Limits(self.schedule.min_keep, self.schedule.round_to, self.schedule.max_sparsity)
+        limits.check(graph)
+        return {group.name: limits.kept_counts(group.name, group.num_units) for group in graph.groups}
+
+    def _environment(self, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule, teacher: nn.Module) -> Environment:
+        seed, images, batches = self.identity.seed, self.search.recalibrate_bn, self.search.recover_batches
         return Environment(
             measure=lambda network: evaluator.accuracy(network).top1,
             reward=self.reward,
             score=self._scorer(),
-            dense=DenseCost(graph.cost.macs(none), graph.cost.params(none), graph.num_channels),
-            targets=plan.targets,
-            min_keep=self.schedule.min_keep,
+            dense=_size(graph, np.zeros(len(graph.groups), dtype=int)),
+            goals=plan.goals,
+            kept_counts=self._kept_counts(graph),
             ledger=Ledger(max_candidates=self.search.max_candidates),
+            refresh=Recalibration(self.setup, images, seed) if images else as_it_is,
+            prepare=BriefRecovery(self.setup, self.recovery, teacher, batches, seed) if batches else as_it_is,
         )
 
     def _scorer(self) -> Any:
@@ -156,7 +169,7 @@ class PruneJob:
         one = time.perf_counter() - start
         ahead = range(state.step + 1, plan.steps + 1)
         per_step = min(self.agent.candidates_per_step, self.search.max_candidates or self.agent.candidates_per_step)
-        epochs = sum(self.recovery.final_epochs if step in plan.levels else self.recovery.epochs for step in ahead if plan.recovers(step))
+        epochs = sum(self.recovery.final_epochs if plan.saves(step) else self.recovery.epochs for step in ahead if plan.recovers(step))
         epochs *= 1 + self.recovery.control
         epoch = 0.0
         if epochs:
@@ -195,9 +208,12 @@ class PruneJob:
         write_steps(self.identity.run_dir, state.history)
         save_state(folder, state, self.agent)
 
-    def _save_level(self, state: SearchState, level: float, before: nn.Module) -> None:
-        last = level == self.schedule.sparsity or bool(state.history.stopped)
-        name = "pruned" if last else f"pruned-{level:g}"
+    def _save_level(self, state: SearchState, level: float | None, before: nn.Module) -> None:
+        """Write the artefact of a level; with a bound on the drop, `pruned` is the smallest network within it so far."""
+        last = state.step == self.schedule.steps or bool(state.history.stopped)
+        names = [] if last or level is None else [f"pruned-{level:g}"]
+        if last or self.budget.max_drop is not None:
+            names.append("pruned")
         record = state.history.steps[-1]
         facts = {
             "sparsity": record.sparsity,
@@ -207,18 +223,33 @@ class PruneJob:
             "criterion": self.identity.choices["criterion"],
             "seed": self.identity.seed,
         }
-        save_artefact(
-            self.identity.run_dir / name,
-            before=before,
-            after=state.network,
-            origin=self.setup.origin,
-            keep=state.kept,
-            ignore=self.ignore,
-            facts=facts,
-        )
-        state.history.levels.append(
-            {"folder": name, "level": level, "sparsity": record.sparsity, "macs": record.macs, "recovered": record.recovery_seconds > 0}
-        )
+        for name in names:
+            save_artefact(
+                self.identity.run_dir / name,
+                before=before,
+                after=state.network,
+                origin=self.setup.origin,
+                keep=state.kept,
+                ignore=self.ignore,
+                facts=facts,
+            )
+            entry = {"folder": name, "level": round(record.sparsity, 4) if level is None or last else level}
+            entry |= {"sparsity": record.sparsity, "macs": record.macs, "recovered": record.recovery_seconds > 0}
+            state.history.levels = [*(known for known in state.history.levels if known["folder"] != name), entry]
+
+    def _require_a_level(self, state: SearchState) -> None:
+        """A search that was to stay within a drop has found something.
+
+        Raises:
+            UserError: the first look was beyond it already.
+        """
+        if not any(level["folder"] == "pruned" for level in state.history.levels):
+            record = state.history.steps[-1]
+            lost = 100 * (state.dense_accuracy - record.accuracy_recovered)
+            raise UserError(
+                f"budget.max_drop={self.budget.max_drop}: {100 * record.sparsity:.1f} % of the channels cost {lost:.2f} points already; "
+                "raise it, recovery.final_epochs, or schedule.steps for smaller steps"
+            )
 
     # -- after the search ----------------------------------------------------------------------------------------------------------
 
@@ -232,10 +263,15 @@ class PruneJob:
                 for phase, epochs in tqdm(state.history.recoveries, desc=CONTROL, unit="recovery", leave=False):
                     self._recover(network, dense.network, epochs, phase)
             networks.append(Tested(CONTROL, network, 0.0, 0.0, macs))
-        for level in state.history.levels:
+        for level in {entry["sparsity"]: entry for entry in state.history.levels}.values():  # `pruned` may be a level as well
             before, after = load_levels(self.identity.run_dir / level["folder"], dense.network, graph)
             percent = f"{100 * level['sparsity']:.0f} %"
             networks.append(Tested(f"pruned {percent}", before, level["level"], level["sparsity"], level["macs"]))
             if level["recovered"]:
                 networks.append(Tested(f"recovered {percent}", after, level["level"], level["sparsity"], level["macs"]))
         return networks
+
+
+def _size(graph: ChannelGraph, counts: np.ndarray) -> Size:
+    """Of the network without `counts` units of each group."""
+    return Size(graph.num_channels - int(counts @ graph.channels_per_unit), graph.cost.macs(counts), graph.cost.params(counts))

@@ -29,6 +29,8 @@ def save_state(folder: Path, state: SearchState, agent: Agent) -> None:
         "kept": {name: units.tolist() for name, units in state.kept.items()},
         "teacher_kept": {name: units.tolist() for name, units in state.teacher_kept.items()},
         "teacher_accuracy": state.teacher_accuracy,
+        "dense_accuracy": state.dense_accuracy,
+        "carry": state.carry.tolist(),
         "step": state.step,
         "history": asdict(state.history),
         "agent": agent.state_dict(),
@@ -74,6 +76,8 @@ def _restore(
         teacher=networks["teacher"].eval(),
         teacher_kept=kept["teacher"],
         teacher_accuracy=metadata["teacher_accuracy"],
+        dense_accuracy=metadata["dense_accuracy"],
+        carry=np.array(metadata["carry"], dtype=float),
         step=metadata["step"],
         history=History(**history),
     )

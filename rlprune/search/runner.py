@@ -32,6 +32,8 @@ class SearchState:
     teacher: nn.Module
     teacher_kept: dict[str, np.ndarray]
     teacher_accuracy: float
+    dense_accuracy: float
+    carry: np.ndarray  # channels that rounding owes each group, shape (group,)
     step: int = 0  # steps done
     history: History = field(default_factory=History)
 
@@ -43,7 +45,7 @@ Recover = Callable[[nn.Module, nn.Module, int, str], None]
 def start_state(network: nn.Module, graph: ChannelGraph, accuracy: float) -> SearchState:
     """The search before its first step: the dense network is its own teacher."""
     kept = {group.name: np.arange(group.num_units) for group in graph.groups}
-    state = SearchState(network, graph, kept, network, dict(kept), accuracy)
+    state = SearchState(network, graph, kept, network, dict(kept), accuracy, accuracy, np.zeros(len(graph.groups)))
     state.history.layers += _layer_rows(state)
     return state
 
@@ -59,7 +61,7 @@ def run_search(
     final_epochs: int,
     seed: int,
     on_step: Callable[[SearchState], None],
-    on_level: Callable[[SearchState, float, nn.Module], None],
+    on_level: Callable[[SearchState, float | None, nn.Module], None],
 ) -> SearchState:
     """Carry a search from where it is to its end.
 
@@ -75,29 +77,25 @@ def run_search(
         final_epochs: of a recovery at a saved level.
         seed: of all streams.
         on_step: called when a step is complete.
-        on_level: called at a saved level, before `on_step`, with the level and the network as it was before its recovery.
+        on_level: called at a saved level, before `on_step`, with the sparsity asked for (None: none was) and the network as it was before
+            its recovery.
     """
     ledger = environment.ledger
     while state.step < schedule.steps and not state.history.stopped:
         step = state.step + 1
         started = time.perf_counter()
-        task = Task(environment, state.network, state.graph, state.step)
-        ledger.step_start = ledger.distinct
-        repeated, distinct = ledger.repeated, ledger.distinct
-        most = min(agent.candidates_per_step, ledger.max_candidates or agent.candidates_per_step)
-        with tqdm(total=most, desc=f"search step {step}/{schedule.steps}", unit="cand", leave=False) as bar:
-            ledger.on_measure = partial(_advance, bar)
-            candidate = agent.decide(task, numpy_generator(seed, f"agent/{step}"))
-        _carry_out(state, candidate.keep)
+        ledger.step_start, repeated, distinct = ledger.distinct, ledger.repeated, ledger.distinct
+        candidate = _decide(agent, environment, state, numpy_generator(seed, f"agent/{step}"), f"search step {step}/{schedule.steps}")
+        _carry_out(state, candidate, environment)
         search_seconds = time.perf_counter() - started
         state.step = step
         if ledger.expired and step < schedule.steps:
             state.history.stopped = "max_minutes"
-        level = state_level(state, schedule)
+        saves = schedule.saves(step) or bool(state.history.stopped)
         before = state.network
         recovery_seconds, accuracy = 0.0, candidate.accuracy
-        rounds = final_epochs if level is not None else epochs
-        if (level is not None or schedule.recovers(step)) and rounds > 0:
+        rounds = final_epochs if saves else epochs
+        if (saves or schedule.recovers(step)) and rounds > 0:
             started = time.perf_counter()
             state.network = copy.deepcopy(before)  # `before` is kept for the table
             phase = f"recover step {step}"
@@ -124,24 +122,33 @@ def run_search(
         state.history.layers += _layer_rows(state)
         state.history.candidates, state.history.repeated = ledger.distinct, ledger.repeated
         _log_step(state.history.steps[-1], schedule.steps)
-        if level is not None:
-            on_level(state, level, before)
+        if saves and schedule.max_drop is not None and accuracy < state.dense_accuracy - schedule.max_drop:
+            state.history.stopped = "max_drop"
+        elif saves:
+            on_level(state, schedule.levels.get(step), before)
         on_step(state)
     return state
 
 
-def state_level(state: SearchState, schedule: Schedule) -> float | None:
-    """The level that the step just done saves at; a search that was cut short saves where it is."""
-    level = schedule.levels.get(state.step)
-    if level is None and state.history.stopped:
-        return round(schedule.targets[state.step - 1] / max(schedule.targets) * max(schedule.levels.values()), 4)
-    return level
+def _decide(agent: Agent, environment: Environment, state: SearchState, generator: np.random.Generator, title: str) -> Any:
+    """The candidate to carry out: the agent's, or none at all where earlier steps removed what this one was to remove."""
+    ledger = environment.ledger
+    task = Task(environment, state.network, state.graph, state.step, state.carry)
+    if task.idle:
+        return task.evaluate(task.channel_shares)
+    most = min(agent.candidates_per_step, ledger.max_candidates or agent.candidates_per_step)
+    with tqdm(total=most, desc=title, unit="cand", leave=False) as bar:
+        ledger.on_measure = partial(_advance, bar)
+        return agent.decide(task, generator)
 
 
-def _carry_out(state: SearchState, keep: dict[str, np.ndarray]) -> None:
+def _carry_out(state: SearchState, candidate: Any, environment: Environment) -> None:
+    keep = candidate.keep
     state.network = prune(state.network, state.graph, keep)
+    environment.refresh(state.network)
     state.graph = state.graph.after(keep)
     state.kept = {name: state.kept[name][keep[name]] for name in state.kept}
+    state.carry = candidate.carry
 
 
 def _switch_teacher(state: SearchState, accuracy: float) -> None:

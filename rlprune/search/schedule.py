@@ -1,31 +1,62 @@
-"""When how many channels are gone, and which steps end in a saved level."""
+"""When how much is gone, and which steps end in a saved level."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlprune.errors import UserError
+from rlprune.search.limits import Goal
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a network: channels of its groups, MACs for one example, parameters."""
+
+    channels: int
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Targets:
+    """How far a search goes; None asks nothing. Where several are set, removal goes on until all hold.
+
+    `sparsity` is the channel sparsity to reach, `macs` and `params` are the largest shares kept of the dense network's, `max_drop` the
+    largest loss of accuracy on the search split, in points: alone it asks for the smallest network within it, beside others it ends the
+    search early.
+    """
+
+    sparsity: float | None
+    macs: float | None
+    params: float | None
+    max_drop: float | None
 
 
 @dataclass(frozen=True)
 class Schedule:
     """When a search removes, recovers and saves.
 
-    `targets[k]` are the channels removed after step k + 1, `levels` maps steps (from 1) to the sparsity saved there, and the network
-    recovers every `period` steps.
+    `goals[k]` holds after step k + 1, `levels` maps steps (from 1) to the sparsity saved there (None: whatever is reached), and the network
+    recovers every `period` steps. With `max_drop` (a fraction) every recovery is a whole one, after which the loss is looked at.
     """
 
-    targets: tuple[int, ...]
-    levels: dict[int, float]
+    goals: tuple[Goal, ...]
+    levels: dict[int, float | None]
     period: int
+    max_drop: float | None = None
 
     @property
     def steps(self) -> int:
         """Pruning steps."""
-        return len(self.targets)
+        return len(self.goals)
 
     def recovers(self, step: int) -> bool:
         """Whether a recovery follows this step (from 1): every `period` steps and at every level."""
         return step % self.period == 0 or step in self.levels
+
+    def saves(self, step: int) -> bool:
+        """Whether the network after this step may be kept, and so gets the recovery of a level."""
+        return step in self.levels or (self.max_drop is not None and self.recovers(step))
 
 
 def level_steps(*, sparsity: float, steps: int, save_at: Sequence[float]) -> dict[int, float]:
@@ -43,18 +74,71 @@ def level_steps(*, sparsity: float, steps: int, save_at: Sequence[float]) -> dic
     return levels
 
 
-def make_schedule(*, sparsity: float, steps: int, period: int, save_at: Sequence[float], channels: int, removable: int) -> Schedule:
-    """Equal steps up to `sparsity` of `channels`; the step nearest to a level reaches it exactly.
+def make_schedule(*, targets: Targets, steps: int, period: int, save_at: Sequence[float], dense: Size, smallest: Size) -> Schedule:
+    """Equal steps from the dense network to the targets; the step nearest to a level reaches it exactly.
+
+    Args:
+        targets: how far.
+        steps: pruning steps.
+        period: recover after so many of them.
+        save_at: sparsities that are saved on the way.
+        dense: size of the dense network.
+        smallest: size of the network that has lost all it may lose.
 
     Raises:
-        UserError: as `level_steps`, or more than the `removable` channels would have to go.
+        UserError: as `level_steps`, or a target is out of reach; says what is within it.
     """
-    if round(sparsity * channels) > removable:
+    _check_reach(targets, dense, smallest)
+    done = [step / steps for step in range(1, steps + 1)]  # share of the way behind each step
+    levels: dict[int, float | None] = {steps: targets.sparsity}
+    if targets.sparsity is not None:
+        for step, level in level_steps(sparsity=targets.sparsity, steps=steps, save_at=save_at).items():
+            done[step - 1] = level / targets.sparsity
+            levels[step] = level
+    elif save_at:
         raise UserError(
-            f"schedule.sparsity={sparsity}: at most {removable / channels:.3f} is within reach, as schedule.min_keep units stay"
+            f"schedule.save_at={list(save_at)}: levels are channel sparsities on the way to schedule.sparsity; "
+            "set it too, or schedule.save_at=[]"
         )
-    shares = [sparsity * step / steps for step in range(1, steps + 1)]
-    levels = level_steps(sparsity=sparsity, steps=steps, save_at=save_at)
-    for step, level in levels.items():
-        shares[step - 1] = level
-    return Schedule(tuple(round(share * channels) for share in shares), levels, period)
+    fewest = smallest.channels if targets == Targets(None, None, None, targets.max_drop) else None
+    goals = tuple(_goal(targets, share, dense, fewest, exact=step in levels) for step, share in enumerate(done, start=1))
+    return Schedule(goals, dict(sorted(levels.items())), period, None if targets.max_drop is None else targets.max_drop / 100)
+
+
+def _goal(targets: Targets, done: float, dense: Size, fewest: int | None, *, exact: bool) -> Goal:
+    """What may be left when this share of the way is done; `fewest` channels where no target but the accuracy ends it."""
+    channels = math.inf
+    if targets.sparsity is not None:
+        channels = dense.channels - math.ceil(targets.sparsity * done * dense.channels - 1e-6)
+    elif fewest is not None:
+        channels = dense.channels - round(done * (dense.channels - fewest))
+    macs, params = (
+        math.inf if share is None else math.floor((1 - done * (1 - share)) * whole + 1e-6)
+        for share, whole in ((targets.macs, dense.macs), (targets.params, dense.params))
+    )
+    return Goal(channels, macs, params, exact)
+
+
+def _check_reach(targets: Targets, dense: Size, smallest: Size) -> None:
+    if targets == Targets(None, None, None, None):
+        raise UserError("schedule.sparsity=null: nothing says how much goes; set it, or budget.macs, budget.params or budget.max_drop")
+    if smallest.channels == dense.channels:
+        raise UserError("schedule: nothing may go; lower schedule.min_keep or schedule.round_to, or raise schedule.max_sparsity")
+    most = 1 - smallest.channels / dense.channels
+    floors = "as schedule.min_keep, round_to and max_sparsity keep the rest"
+    if targets.sparsity is not None and math.ceil(targets.sparsity * dense.channels - 1e-6) > dense.channels - smallest.channels:
+        raise UserError(f"schedule.sparsity={targets.sparsity}: at most {_down(most)} is within reach, {floors}")
+    for name, share, least in (
+        ("macs", targets.macs, smallest.macs / dense.macs),
+        ("params", targets.params, smallest.params / dense.params),
+    ):
+        if share is not None and share < least:
+            raise UserError(f"budget.{name}={share}: {_up(least)} to 1 of the dense network's is within reach, {floors}")
+
+
+def _down(share: float) -> str:
+    return f"{math.floor(1000 * share + 1e-6) / 1000:.3f}"
+
+
+def _up(share: float) -> str:
+    return f"{math.ceil(1000 * share - 1e-6) / 1000:.3f}"

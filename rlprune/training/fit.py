@@ -103,6 +103,7 @@ def fit(
     execution: Execution,
     description: str,
     saver: Saver | None = None,
+    progress_bar: bool = True,
 ) -> list[float]:
     """Train in place and return the mean loss of each epoch.
 
@@ -117,6 +118,7 @@ def fit(
         execution: device, precision, memory format.
         description: of the progress bar.
         saver: keeps the state now and then, and hands it back in a training that goes on.
+        progress_bar: whether there is one.
 
     Raises:
         UserError: the loss or a weight is no longer finite.
@@ -139,7 +141,7 @@ def fit(
     if saver is not None:
         saver.restore(progress)
     forward = torch.compile(model) if execution.compile else model
-    bar = tqdm(total=epochs * len(batches), initial=progress.steps, desc=description, unit="batch", leave=False)
+    bar = tqdm(total=epochs * len(batches), initial=progress.steps, desc=description, unit="batch", leave=False, disable=not progress_bar)
     with careful_kernels(model, execution.device, folded=not execution.compile), bar:
         while progress.epoch < epochs:
             started = time.monotonic()

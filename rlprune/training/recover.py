@@ -72,13 +72,15 @@ def recover(
     execution: Execution,
     seed: int,
     phase: str,
+    progress_bar: bool = True,
 ) -> list[float]:
     """Train a pruned network in place; returns the loss of each epoch."""
     execution = replace(execution, compile=False)  # every pruned network would be compiled anew
     seed_globals(derive_seed(seed, phase), "dropout")
     loss = distillation(teacher, rho=recovery.rho, temperature=recovery.temperature, execution=execution)
     batches = training_batches(splits, recovery.batch_size, execution, seed, phase)
-    return fit(network, batches, epochs=epochs, loss=loss, recipe=recovery.recipe, execution=execution, description=phase)
+    recipe = recovery.recipe
+    return fit(network, batches, epochs=epochs, loss=loss, recipe=recipe, execution=execution, description=phase, progress_bar=progress_bar)
 
 
 def epoch_seconds(

@@ -1,0 +1,117 @@
+"""How far each channel group may shrink, and in which lumps."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlprune.errors import UserError
+from rlprune.graph import ChannelGraph
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which numbers of units a group may keep.
+
+    Args:
+        min_keep: units that stay in every group, at least.
+        round_to: what a group keeps is a multiple of this, unless it stays whole.
+        max_sparsity: share of its units that a group may lose: one number, or by name or regular expression of the group; the first that
+            matches counts, and groups that none matches may lose all but `min_keep`.
+    """
+
+    min_keep: int
+    round_to: int
+    max_sparsity: float | Mapping[str, float]
+
+    def kept_counts(self, group: str, units: int) -> np.ndarray:
+        """What a group of so many units in the dense network may keep, descending; the first is all of them."""
+        floor = max(self.min_keep, math.ceil(units * (1 - self._max_sparsity(group)) - 1e-9))
+        fewer = np.arange(units - 1, floor - 1, -1)
+        return np.concatenate([[units], fewer[fewer % self.round_to == 0]])
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Refuse limits that do not fit the network.
+
+        Raises:
+            UserError: `round_to` is larger than a group, or a key of `max_sparsity` matches none.
+        """
+        names = [group.name for group in graph.groups]
+        for group in graph.groups:
+            if group.num_units < self.round_to and self._max_sparsity(group.name) > 0:
+                raise UserError(
+                    f"schedule.round_to={self.round_to}: the channel group {group.name} has {group.num_units} units only; "
+                    f"choose {group.num_units} or less, or ignore=[{group.name}]"
+                )
+        if isinstance(self.max_sparsity, Mapping):
+            for pattern in self.max_sparsity:
+                if not any(_matches(pattern, name) for name in names):
+                    raise UserError(f"schedule.max_sparsity: {pattern} matches no channel group; there are {', '.join(names)}")
+
+    def _max_sparsity(self, group: str) -> float:
+        if not isinstance(self.max_sparsity, Mapping):
+            return self.max_sparsity
+        return next((share for pattern, share in self.max_sparsity.items() if _matches(pattern, group)), 1.0)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return pattern == name or re.fullmatch(pattern, name) is not None
+
+
+class Room:
+    """What one network can still lose: of each group a series of chunks, one unit each unless `round_to` makes lumps.
+
+    Chunks of all groups lie behind one another: chunk j of group i at `starts[i] + j`. `taken` below counts the chunks that go from each
+    group, shape (..., group).
+    """
+
+    def __init__(self, graph: ChannelGraph, kept_counts: Sequence[np.ndarray]) -> None:
+        self.graph, self.weights = graph, graph.channels_per_unit
+        gone = [
+            np.concatenate([[0], units - counts[counts < units]])
+            for units, counts in zip(graph.num_units.tolist(), kept_counts, strict=True)
+        ]
+        self.num_chunks = np.array([len(series) - 1 for series in gone])  # (group,)
+        self.capacity = np.array([series[-1] for series in gone], dtype=int)  # units, (group,)
+        self.starts = np.concatenate([[0], np.cumsum(self.num_chunks)[:-1]])
+        self.owner = np.repeat(np.arange(len(gone)), self.num_chunks)  # (chunk,)
+        self.first = np.concatenate([series[:-1] for series in gone])  # units of the group gone before this chunk, (chunk,)
+        self.last = np.concatenate([series[1:] for series in gone])  # and after it
+        self._gone = np.concatenate(gone)
+        self._offsets = self.starts + np.arange(len(gone))
+
+    def units(self, taken: np.ndarray) -> np.ndarray:
+        """Units that go from each group, shape (..., group)."""
+        counts: np.ndarray = self._gone[self._offsets + taken]
+        return counts
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What may be left after a step: channels, MACs and parameters, infinite where nothing is asked.
+
+    `exact`: the step must reach the goal; otherwise what is missing by less than a unit is left to the next step.
+    """
+
+    channels: float
+    macs: float
+    params: float
+    exact: bool
+
+    def excess(self, graph: ChannelGraph, counts: np.ndarray) -> np.ndarray:
+        """How much more must go after `counts` units are gone, as a share of what is there now, shape (...).
+
+        0 where the goal is met to the unit, negative behind it.
+        """
+        parts = [np.full(counts.shape[:-1], -np.inf)]
+        if self.channels < math.inf:
+            parts.append((graph.num_channels - counts @ graph.channels_per_unit - self.channels) / graph.num_channels)
+        if self.macs < math.inf or self.params < math.inf:
+            none = np.zeros(len(graph.groups))
+            macs, params = graph.cost.many(counts)
+            parts.append((macs - self.macs) / graph.cost.macs(none))
+            parts.append((params - self.params) / graph.cost.params(none))
+        excess: np.ndarray = np.max(parts, axis=0)
+        return excess

@@ -1,0 +1,81 @@
+"""What a pruned network may get before it is looked at: new batch-norm statistics, or a brief recovery."""
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from rlprune.data.base import sample
+from rlprune.kernels import careful_kernels
+from rlprune.seeding import numpy_generator
+from rlprune.setup import Setup
+from rlprune.training.recover import Recovery, recover
+
+BATCH = 256  # images at once; the statistics are the mean over the batches
+
+
+class Recalibration:
+    """Gives batch norms the statistics that a network has now, measured on training images without augmentation.
+
+    What pruning does to a network's statistics hides how good its weights still are (Li et al. 2020, EagleEye: adaptive batch norm).
+
+    Args:
+        setup: data and device.
+        images: training images to measure on, drawn once.
+        seed: of the run.
+    """
+
+    def __init__(self, setup: Setup, images: int, seed: int) -> None:
+        chosen = sample(setup.splits.train, images, numpy_generator(seed, "recalibration")).load().to(setup.execution.device)
+        pixels = setup.splits.normalization(chosen.pixels)
+        self.batches = [batch for batch in pixels.split(BATCH) if len(batch) > 1]  # one image has no variance
+        self.execution = setup.execution
+
+    def __call__(self, network: nn.Module) -> None:
+        """Exchange the statistics; weights, modes, and whatever else shares the old buffers stay as they are."""
+        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+        if not norms:
+            return
+        network.eval()
+        network.to(memory_format=self.execution.memory_format(network, training=False))
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            for name, buffer in norm._buffers.items():  # new ones: a candidate shares its buffers with the network it is cut from
+                norm._buffers[name] = None if buffer is None else torch.zeros_like(buffer)
+            norm.train()
+            norm.momentum = None  # the plain mean over the batches
+        try:
+            with torch.no_grad(), careful_kernels(network, self.execution.device), self.execution.autocast():
+                for batch in self.batches:
+                    network(batch.contiguous(memory_format=self.execution.memory_format(network, training=False)))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            network.eval()
+
+
+class BriefRecovery:
+    """Trains a copy of a candidate for some batches, always the same ones, so that it is judged by what recovery makes of it.
+
+    Args:
+        setup: data and device.
+        recovery: how it recovers.
+        teacher: for distillation.
+        batches: training batches a candidate.
+        seed: of the run.
+    """
+
+    def __init__(self, setup: Setup, recovery: Recovery, teacher: nn.Module, batches: int, seed: int) -> None:
+        images = sample(setup.splits.train, batches * recovery.batch_size, numpy_generator(seed, "brief recovery"))
+        self.splits = replace(setup.splits, train=images.load())
+        self.recovery, self.teacher, self.execution, self.seed = recovery, teacher, setup.execution, seed
+
+    def __call__(self, network: nn.Module) -> nn.Module:
+        """The trained copy."""
+        trained = copy.deepcopy(network).requires_grad_(True)
+        recover(
+            trained, self.teacher, self.splits,
+            epochs=1, recovery=self.recovery, execution=self.execution, seed=self.seed, phase="brief recovery", progress_bar=False,
+        )  # fmt: skip
+        return trained
