@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from rlprune.agents.mcq import MCQ, Entry
+from rlprune.agents.global_ranking import GlobalRanking
+from rlprune.agents.random_search import RandomSearch
 from rlprune.agents.uniform import Uniform
 from rlprune.config import build, conf_dir, load_yaml
 
@@ -177,3 +179,44 @@ def test_uniform_follows_the_channels_and_keeps_nothing():
     assert Uniform().state_dict() == {}
     with pytest.raises(ValueError, match="uniform keeps no state"):
         Uniform().load_state_dict({"distribution": []})
+
+
+def test_random_search_carries_out_its_best_draw_and_learns_nothing():
+    search, task = RandomSearch(candidates=20, noise_std=0.04), Toy()
+    chosen = search.decide(task, np.random.default_rng(0))
+    assert len(task.seen) == search.candidates_per_step == 20
+    assert chosen.reward == max(1 - np.abs(action - BEST).sum() for action in task.seen)
+    later = Toy()
+    later.channel_shares = BEST  # a later network's shares do not matter
+    search.decide(later, np.random.default_rng(1))
+    assert np.abs(np.mean(later.seen, axis=0) - 0.25).max() < 0.02
+    again = RandomSearch(candidates=20, noise_std=0.04)
+    again.load_state_dict(search.state_dict())
+    np.testing.assert_array_equal(again.shares, np.full(4, 0.25))
+    hurried = Toy()
+    hurried.exhausted = True
+    search.decide(hurried, np.random.default_rng(0))
+    assert len(hurried.seen) == 1
+
+
+def test_mcq_beats_random_search_with_as_many_candidates():
+    learned = np.mean([outcome.reward for outcome in search(agent())[-5:]])
+    drawn = RandomSearch(candidates=100, noise_std=0.04)
+    blind = np.mean([drawn.decide(Toy(step), np.random.default_rng([0, step])).reward for step in range(30)][-5:])
+    assert learned > blind + 0.3
+
+
+@pytest.mark.parametrize(
+    ("normalization", "expected"),
+    [("mean", [[0.5, 1.5], [1.0]]), ("max", [[1 / 3, 1.0], [1.0]]), ("l2", [[0.1**0.5, 0.9**0.5], [1.0]]), ("none", [[1.0, 3.0], [7.0]])],
+)
+def test_global_ranks_normalised_scores(normalization, expected):
+    class Ranked(Toy):
+        scores = [np.array([1.0, 3.0]), np.array([7.0]), np.zeros(2)]
+
+        def evaluate_ranking(self, scores):
+            return scores
+
+    ranked = GlobalRanking(normalization=normalization).decide(Ranked(), None)
+    for values, wanted in zip(ranked, [*expected, [0, 0]], strict=True):
+        np.testing.assert_allclose(values, wanted)

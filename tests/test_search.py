@@ -1,5 +1,7 @@
 import contextlib
+import math
 import time
+from dataclasses import replace
 
 import nets
 import numpy as np
@@ -10,13 +12,18 @@ import rlprune
 from rlprune.agents.uniform import Uniform
 from rlprune.search.resume import load_state, save_state
 from rlprune.search.runner import run_search, start_state
-from rlprune.search.schedule import make_schedule
-from rlprune.search.task import DenseCost, Environment, Ledger, Task
+from rlprune.search.limits import Goal
+from rlprune.search.schedule import Size, Targets, make_schedule
+from rlprune.search.task import Environment, Ledger, Task
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def environment(graph, targets, **ledger):
+def goals_of(graph, removed):
+    return tuple(Goal(graph.num_channels - channels, math.inf, math.inf, True) for channels in removed)
+
+
+def environment(graph, goals, **ledger):
     scored = []
 
     def score(network, graph):
@@ -26,9 +33,10 @@ def environment(graph, targets, **ledger):
     def measure(network):
         return 0.5 + 0.001 * sum(parameter.numel() for parameter in network.parameters()) % 0.4
 
-    dense = DenseCost(graph.macs({}), graph.params({}), graph.num_channels)
+    dense = Size(graph.num_channels, graph.macs({}), graph.params({}))
     reward = lambda accuracy, flops_ratio, params_ratio: accuracy + flops_ratio + 10 * params_ratio  # noqa: E731
-    return Environment(measure, reward, score, dense, tuple(targets), 1, Ledger(**ledger)), scored
+    kept_counts = {group.name: np.arange(group.num_units, 0, -1) for group in graph.groups}
+    return Environment(measure, reward, score, dense, goals, kept_counts, Ledger(**ledger)), scored
 
 
 @pytest.fixture
@@ -39,23 +47,25 @@ def traced():
 
 def test_a_candidate_is_measured_once_and_scores_are_computed_once(traced):
     network, graph = traced
-    settings, scored = environment(graph, [6, 12])
+    settings, scored = environment(graph, goals_of(graph, [6, 12]))
     seen = []
     settings.ledger.on_measure = seen.append
     task = Task(settings, network, graph, 0)
-    first = task.evaluate(np.array([0.5, 0.25, 0.25]))
-    again = task.evaluate(np.array([0.51, 0.24, 0.25]))
+    first = task.evaluate(np.array([0.5, 0.2, 0.3]))
+    again = task.evaluate(np.array([0.51, 0.2, 0.29]))
     task.evaluate(np.array([0.0, 0.0, 1.0]))
     assert (settings.ledger.distinct, settings.ledger.repeated, len(seen), len(scored)) == (2, 1, 2, 1)
     assert again.accuracy == first.accuracy
-    np.testing.assert_array_equal(again.action, [0.51, 0.24, 0.25])
+    np.testing.assert_array_equal(again.action, [0.51, 0.2, 0.29])
+    np.testing.assert_allclose(first.carry, [0.0, 0.2, -0.2], atol=1e-12)
+    np.testing.assert_allclose(again.carry, [0.06, 0.2, -0.26], atol=1e-12)
     assert {name: units.tolist() for name, units in first.keep.items()} == {"stem": [3, 4, 5, 6, 7], "a": [1, 2, 3], "b": [2, 3, 4, 5]}
     assert first.counts @ graph.channels_per_unit == 6
 
 
 def test_what_is_measured_is_the_pruned_network(traced):
     network, graph = traced
-    settings, _ = environment(graph, [6])
+    settings, _ = environment(graph, goals_of(graph, [6]))
     candidate = Task(settings, network, graph, 0).evaluate(np.array([1.0, 0.0, 0.0]))
     pruned = rlprune.prune(network, graph, candidate.keep)
     assert candidate.accuracy == settings.measure(pruned)
@@ -67,20 +77,20 @@ def test_what_is_measured_is_the_pruned_network(traced):
 
 def test_the_successor_is_a_state_of_its_own(traced):
     network, graph = traced
-    settings, scored = environment(graph, [6, 10])
+    settings, scored = environment(graph, goals_of(graph, [6, 10]))
     task = Task(settings, network, graph, 0)
     following = task.after(task.evaluate(np.array([1.0, 0.0, 0.0])))
-    assert (following.step, following.budget) == (1, 4)
+    assert (following.step, following.goal.channels) == (1, 8)
     following.evaluate(np.array([0.0, 1.0, 1.0]))
     assert len(scored) == 2
     assert following.after(following.evaluate(np.array([1.0, 0.0, 0.0]))) is None
-    assert following.capacity.tolist() == [1, 3, 5]
+    assert following.room.capacity.tolist() == [1, 3, 5]
     np.testing.assert_allclose(following.channel_shares.sum(), 1)
 
 
 def test_bounds_end_a_step(traced):
     network, graph = traced
-    settings, _ = environment(graph, [6], max_candidates=2)
+    settings, _ = environment(graph, goals_of(graph, [6]), max_candidates=2)
     task = Task(settings, network, graph, 0)
     assert not task.exhausted
     for share in (0.0, 1.0):
@@ -92,13 +102,19 @@ def test_bounds_end_a_step(traced):
     assert task.exhausted
 
 
+def schedule_of(graph, *, steps, period, save_at, max_drop=None):
+    dense = Size(graph.num_channels, graph.macs({}), graph.params({}))
+    targets = Targets(0.5, None, None, max_drop)
+    return make_schedule(targets=targets, steps=steps, period=period, save_at=save_at, dense=dense, smallest=replace(dense, channels=3))
+
+
 class CutError(Exception):
     """A run ends here."""
 
 
 def run(network, graph, *, until=None, state=None, folder=None, targets_steps=4, deadline=None):
-    schedule = make_schedule(sparsity=0.5, steps=targets_steps, period=2, save_at=[0.25], channels=graph.num_channels, removable=15)
-    settings, _ = environment(graph, schedule.targets)
+    schedule = schedule_of(graph, steps=targets_steps, period=2, save_at=[0.25])
+    settings, _ = environment(graph, schedule.goals)
     settings.ledger.deadline = deadline
     agent, levels, recoveries = Uniform(), [], []
 
@@ -130,7 +146,7 @@ def test_the_loop_removes_recovers_and_saves_as_scheduled(traced):
     state, levels, recoveries, _ = run(network, graph)
     assert levels == [(2, 0.25), (4, 0.5)]
     assert recoveries == [("recover step 2", 3), ("recover step 4", 3)]
-    assert [record.sparsity for record in state.history.steps] == pytest.approx([2 / 18, 4 / 18, 7 / 18, 0.5])
+    assert [record.sparsity for record in state.history.steps] == pytest.approx([3 / 18, 5 / 18, 7 / 18, 0.5])
     assert state.graph.num_channels == 9
     assert sum(len(units) for units in state.kept.values()) == 9
     assert rlprune.prune(network, graph, state.kept).stem.weight.shape == state.network.stem.weight.shape
@@ -173,14 +189,85 @@ def test_a_search_out_of_time_ends_behind_its_step_and_saves_what_it_has(traced)
     state, levels, recoveries, _ = run(network, graph, deadline=time.monotonic() - 1)
     assert state.history.stopped == "max_minutes"
     assert len(state.history.steps) == 1
-    assert levels == [(1, pytest.approx(2 / 9 * 0.5, abs=1e-3))]
+    assert levels == [(1, None)]
     assert recoveries == [("recover step 1", 3)]
+
+
+def test_what_rounding_owes_a_group_is_carried_to_the_next_step_and_through_a_kill(traced, tmp_path):
+    network, graph = traced
+    state, *_ = run(network, graph, until=3, folder=tmp_path)
+    shares = graph.num_units / graph.num_channels
+    gone = np.array([group.num_units - len(state.kept[group.name]) for group in graph.groups])
+    np.testing.assert_allclose(state.carry, shares * gone.sum() - gone, atol=0.6)  # shares are those of the network as it is
+    assert np.abs(state.carry).max() > 0
+    again = load_state(tmp_path, network, graph, Uniform(), Ledger())
+    np.testing.assert_array_equal(again.carry, state.carry)
+    assert again.dense_accuracy == state.dense_accuracy
+
+
+def test_a_step_that_earlier_ones_have_done_measures_one_candidate_and_asks_no_agent(traced):
+    network, graph = traced
+    schedule = schedule_of(graph, steps=4, period=2, save_at=[])
+    goals = (schedule.goals[1], schedule.goals[1], *schedule.goals[2:])  # the second step finds its goal met
+    settings, _ = environment(graph, goals)
+    asked = []
+
+    class Asked(Uniform):
+        def decide(self, task, generator):
+            asked.append(task.step)
+            return super().decide(task, generator)
+
+    state = run_search(
+        start_state(network, graph, 0.5), agent=Asked(), environment=settings, schedule=replace(schedule, goals=goals), epochs=0,
+        final_epochs=0, seed=0, recover=None, on_step=lambda state: None, on_level=lambda *_: None,
+    )  # fmt: skip
+    assert asked == [0, 2, 3]
+    assert [record.candidates for record in state.history.steps] == [1, 1, 1, 1]
+    assert [record.sparsity for record in state.history.steps] == pytest.approx([5 / 18, 5 / 18, 7 / 18, 0.5])
+
+
+def test_max_drop_keeps_the_smallest_network_within_it(traced):
+    network, graph = traced
+    schedule = schedule_of(graph, steps=4, period=1, save_at=[], max_drop=2.0)
+    settings, _ = environment(graph, schedule.goals)
+    accuracies = iter([0.1, 0.89, 0.1, 0.88, 0.1, 0.87])  # pruned, recovered; step by step
+    settings = replace(settings, measure=lambda network: next(accuracies))
+    levels, rounds = [], []
+    state = run_search(
+        start_state(network, graph, 0.9), agent=Uniform(), environment=settings, schedule=schedule, epochs=1, final_epochs=3, seed=0,
+        recover=lambda network, teacher, epochs, phase: rounds.append(epochs), on_step=lambda state: None,
+        on_level=lambda state, level, before: levels.append((state.step, level)),
+    )  # fmt: skip
+    assert levels == [(1, None), (2, None)]
+    assert rounds == [3, 3, 3]
+    assert (state.step, state.history.stopped) == (3, "max_drop")
+
+
+def test_a_candidate_is_refreshed_before_it_is_measured_and_again_when_carried_out(traced):
+    network, graph = traced
+    settings, _ = environment(graph, goals_of(graph, [6, 12]))
+    calls = []
+    settings = replace(
+        settings, refresh=lambda network: calls.append("refresh"), prepare=lambda network: calls.append("prepare") or network
+    )
+    Task(settings, network, graph, 0).evaluate(np.ones(3))
+    assert calls == ["refresh", "prepare"]
+
+
+def test_a_ranking_removes_the_lowest_of_all_groups(traced):
+    network, graph = traced
+    settings, _ = environment(graph, goals_of(graph, [6, 12]))
+    task = Task(settings, network, graph, 0)
+    candidate = task.evaluate_ranking([np.arange(8) + 0.5, np.arange(4) * 10.0, np.full(6, 3.2)])
+    np.testing.assert_array_equal(candidate.counts, [3, 1, 2])  # 0, 0.5, 1.5, 2.5, and two of 3.2
+    np.testing.assert_allclose(candidate.action, np.array([3, 1, 2]) / 6)
+    assert [scores.tolist() for scores in task.scores] == [list(range(8)), list(range(4)), list(range(6))]
 
 
 def test_a_student_that_beats_its_teacher_takes_its_place(traced):
     network, graph = traced
-    schedule = make_schedule(sparsity=0.5, steps=2, period=1, save_at=[], channels=graph.num_channels, removable=15)
-    settings, _ = environment(graph, schedule.targets)
+    schedule = schedule_of(graph, steps=2, period=1, save_at=[])
+    settings, _ = environment(graph, schedule.goals)
     accuracies = iter([0.5, 0.9, 0.5, 0.8])  # pruned, recovered; twice
     settings = Environment(lambda network: next(accuracies), *list(vars(settings).values())[1:])
     teachers = []

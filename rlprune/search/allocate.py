@@ -34,8 +34,9 @@ def allocate(turns: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
     """Units to remove from every group, shape (group,), taken in the order of their turns until the goal is met.
 
     A chunk that would overshoot is passed over for later ones that fit. If none fits, units of several channels are exchanged where that
-    closes the gap; then an exact goal takes the chunk that overshoots least, and any other leaves the rest to the next step. A first
-    chunk that is heavier than the whole step goes alone, and the next steps remove less; where the goal is exact it waits.
+    closes the gap; then an exact goal takes the chunk that overshoots least and gives back what it can, so that it is met within one unit of
+    the cheapest group, and any other leaves the rest to the next step. A first chunk that is heavier than the whole step goes alone, and
+    the next steps remove less; where the goal is exact it waits.
 
     Args:
         turns: when each chunk is due, ascending within each group, shape (chunk,).
@@ -62,7 +63,7 @@ def allocate(turns: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
         if filled is not None:
             taken = filled
         elif goal.exact:
-            taken = trials[np.lexsort((by_turn, -excess))[0]]
+            taken = _give_back(trials[np.lexsort((by_turn, -excess))[0]], room, goal)
         break
     return room.units(taken)
 
@@ -99,6 +100,18 @@ def _next_chunks(taken: np.ndarray, room: Room, goal: Goal) -> tuple[np.ndarray,
     trials = np.repeat(taken[None], len(groups), axis=0)
     trials[np.arange(len(groups)), groups] += 1
     return trials, groups, goal.excess(room.graph, room.units(trials))
+
+
+def _give_back(taken: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
+    """As few chunks as still meet the goal: the heaviest that can come back does, again and again, shape (group,)."""
+    while True:
+        groups = np.flatnonzero(taken > 0)
+        trials = np.repeat(taken[None], len(groups), axis=0)
+        trials[np.arange(len(groups)), groups] -= 1
+        excess = goal.excess(room.graph, room.units(trials))
+        if not (excess <= 0).any():
+            return taken
+        taken = trials[np.argmax(np.where(excess <= 0, excess, -np.inf))]
 
 
 def _exchange(taken: np.ndarray, room: Room, goal: Goal) -> np.ndarray | None:
