@@ -23,6 +23,7 @@ class Setup:
     dataset: Dataset
     splits: Splits
     origin: Origin
+    dense_seed: int  # of the split and the dense network
 
     def example(self) -> torch.Tensor:
         """Two training images, normalised, shape (2, C, H, W)."""

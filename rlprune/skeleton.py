@@ -95,6 +95,7 @@ class RunConfig:
     """What every command that runs networks shares."""
 
     seed: int = MISSING
+    dense_seed: int = MISSING  # of the search split, the first weights and dense training
     device: str = MISSING  # auto, cpu, cuda or cuda:N
     precision: str = MISSING  # auto, fp32 or bf16
     channels_last: str = MISSING  # auto, true or false
@@ -185,6 +186,7 @@ def check_ranges(config: Any) -> None:
         _require(training.ema is None or 0 < training.ema < 1, f"training.ema={training.ema}", "must be in (0, 1), or null")
         _require(training.save_minutes >= 0, f"training.save_minutes={training.save_minutes}", "must be ≥ 0")
         _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
+        _require(config.dense_seed >= 0, f"dense_seed={config.dense_seed}", "must be ≥ 0")
     if isinstance(config, PruneConfig):
         _check_schedule(config.schedule)
         _check_budget(config.budget)

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from rlprune.agents.mcq import MCQ, Entry
 from rlprune.agents.global_ranking import GlobalRanking
+from rlprune.agents.mcq import MCQ, Entry
 from rlprune.agents.random_search import RandomSearch
 from rlprune.agents.uniform import Uniform
 from rlprune.config import build, conf_dir, load_yaml
@@ -212,7 +212,9 @@ def test_mcq_beats_random_search_with_as_many_candidates():
 )
 def test_global_ranks_normalised_scores(normalization, expected):
     class Ranked(Toy):
-        scores = [np.array([1.0, 3.0]), np.array([7.0]), np.zeros(2)]
+        def __init__(self):
+            super().__init__()
+            self.scores = [np.array([1.0, 3.0]), np.array([7.0]), np.zeros(2)]
 
         def evaluate_ranking(self, scores):
             return scores

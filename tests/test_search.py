@@ -10,9 +10,9 @@ import torch
 
 import rlprune
 from rlprune.agents.uniform import Uniform
+from rlprune.search.limits import Goal
 from rlprune.search.resume import load_state, save_state
 from rlprune.search.runner import run_search, start_state
-from rlprune.search.limits import Goal
 from rlprune.search.schedule import Size, Targets, make_schedule
 from rlprune.search.task import Environment, Ledger, Task
 

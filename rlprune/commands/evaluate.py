@@ -35,7 +35,7 @@ def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None
         named = HydraConfig.get().overrides.task
         own = any(override.startswith("model=") for override in named)
         artefact = load_artefact(folder, partial(make_network, config)) if own else load_artefact(folder)
-        config.seed = int(artefact.plan.get("seed", config.seed))  # the same search split
+        config.dense_seed = int(artefact.plan.get("dense_seed", artefact.plan["seed"]))  # the same search split
         choices["model"] = artefact.origin.model
         if not any(override.startswith("dataset=") for override in named):
             choices["dataset"], limit = artefact.origin.dataset, config.dataset.get("limit")

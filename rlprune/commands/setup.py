@@ -55,7 +55,7 @@ def make_setup(config: RunConfig, choices: dict[str, str]) -> Setup:
     execution = make_execution(config)
     dataset = make_dataset(config)
     make_recipe(config.training, "training")  # refuses wrong settings before the images are read
-    splits = split(dataset, config.seed)
+    splits = split(dataset, config.dense_seed)
     channels, *size = splits.train.shape
     origin = Origin(
         model=choices["model"],
@@ -68,7 +68,7 @@ def make_setup(config: RunConfig, choices: dict[str, str]) -> Setup:
         mean=splits.normalization.mean,
         std=splits.normalization.std,
     )
-    return Setup(execution, dataset, splits, origin)
+    return Setup(execution, dataset, splits, origin, config.dense_seed)
 
 
 def make_network(config: RunConfig, origin: Origin) -> nn.Module:
@@ -77,7 +77,7 @@ def make_network(config: RunConfig, origin: Origin) -> nn.Module:
     Raises:
         UserError: the config names something that is no network.
     """
-    seed_globals(config.seed, "initial weights")
+    seed_globals(config.dense_seed, "initial weights")
     network = build(config.model, "model", in_channels=origin.in_channels, num_classes=len(origin.class_names))
     if not isinstance(network, nn.Module):
         raise UserError(f"model._target_={config.model['_target_']}: makes a {type(network).__name__}, not a torch.nn.Module")
@@ -171,7 +171,7 @@ def make_dense(
     how = [str(setup.execution.training), setup.execution.device.type, setup.execution.compile]
     training = asdict(config.training)
     minutes = training.pop("save_minutes")
-    facts = [config.model, *_network_facts(network), data, images, training, config.seed, how]
+    facts = [config.model, *_network_facts(network), data, images, training, config.dense_seed, how]
     source = Source(
         checkpoint=config.checkpoint,
         path=dense_path(Path(config.paths.outputs) / "dense", choices, facts),
@@ -190,7 +190,7 @@ def make_dense(
         recipe=make_recipe(config.training, "training"),
     )
     with _naming_the_model():
-        return obtain_dense(network, setup.splits, source=source, training=plan, execution=setup.execution, seed=config.seed)
+        return obtain_dense(network, setup.splits, source=source, training=plan, execution=setup.execution, seed=config.dense_seed)
 
 
 def _network_facts(network: nn.Module) -> list[Any]:

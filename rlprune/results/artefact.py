@@ -163,6 +163,7 @@ def _wrong_entry(plan: dict[str, Any], origin: Origin) -> str | None:
         "mean": len(origin.mean) == origin.in_channels and all(math.isfinite(value) for value in origin.mean),
         "std": len(origin.std) == origin.in_channels and all(math.isfinite(value) and value > 0 for value in origin.std),
         "seed": type(plan["seed"]) is int and plan["seed"] >= 0,
+        "dense_seed": type(plan.get("dense_seed", 0)) is int and plan.get("dense_seed", 0) >= 0,
         "sparsity": isinstance(plan["sparsity"], float) and 0 <= plan["sparsity"] < 1,
     }
     return next((f"{name} has an impossible value" for name, holds in checks.items() if not holds), None)

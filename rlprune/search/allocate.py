@@ -34,9 +34,9 @@ def allocate(turns: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
     """Units to remove from every group, shape (group,), taken in the order of their turns until the goal is met.
 
     A chunk that would overshoot is passed over for later ones that fit. If none fits, units of several channels are exchanged where that
-    closes the gap; then an exact goal takes the chunk that overshoots least and gives back what it can, so that it is met within one unit of
-    the cheapest group, and any other leaves the rest to the next step. A first chunk that is heavier than the whole step goes alone, and
-    the next steps remove less; where the goal is exact it waits.
+    closes the gap; then an exact goal takes the chunk that overshoots least and gives back what it can, so that it is met within one unit
+    of the cheapest group, and any other leaves the rest to the next step. A first chunk that is heavier than the whole step goes alone,
+    and the next steps remove less; where the goal is exact it waits.
 
     Args:
         turns: when each chunk is due, ascending within each group, shape (chunk,).

@@ -222,6 +222,7 @@ class PruneJob:
             "agent": self.identity.choices["agent"],
             "criterion": self.identity.choices["criterion"],
             "seed": self.identity.seed,
+            "dense_seed": self.setup.dense_seed,
         }
         for name in names:
             save_artefact(

@@ -51,7 +51,7 @@ def prepare(root, checkpoint, model, settings):
     origin = Origin(model, settings, "imagefolder", data, channels, tuple(size), splits.class_names, constants.mean, constants.std)
     network = build(shipped("model", model, settings), "model", in_channels=channels, num_classes=len(splits.class_names))
     load_into(network, load_weights(Path(checkpoint))[0], checkpoint)
-    return Setup(execution, dataset, splits, origin).suited_to(network, checkpoint), network.eval()
+    return Setup(execution, dataset, splits, origin, 0).suited_to(network, checkpoint), network.eval()
 
 
 def draw(graph, goal, plans):
