@@ -129,8 +129,7 @@ def _print(table: pd.DataFrame, rows: Sequence[Row], history: History | None, de
     names = ["table.md", "result.json"]
     if history is not None:
         if history.stopped:
-            log.warning(
-                "the search stopped behind step %d (schedule.max_minutes); the table shows the sparsity it reached", len(history.steps)
-            )
+            why = {"max_minutes": "schedule.max_minutes is over", "max_drop": "it loses more than budget.max_drop"}[history.stopped]
+            log.warning("the search stopped behind step %d, as %s; the table shows what it reached", len(history.steps), why)
         names = [*(f"{level['folder']}/" for level in history.levels), "metrics.csv", "layers.csv", "accuracy.png", "layers.png", *names]
     log.info("wrote to %s: %s", job.run_dir, "  ".join(names))

@@ -81,7 +81,16 @@ class PruneJob:
         self.clock.seconds["search"] = sum(record.search_seconds for record in state.history.steps)
         self.clock.seconds["recovery"] = sum(record.recovery_seconds for record in state.history.steps)
         networks = self._networks(state, dense, graph)
-        finish(networks, history=state.history, dense=dense, evaluator=evaluator, setup=self.setup, clock=self.clock, job=self.identity)
+        finish(
+            networks,
+            history=state.history,
+            dense=dense,
+            evaluator=evaluator,
+            setup=self.setup,
+            clock=self.clock,
+            job=self.identity,
+            facts={"targets": self._targets(state, environment.dense)},
+        )
         forget_states(states)
 
     def check(self, network: nn.Module) -> None:
@@ -235,7 +244,7 @@ class PruneJob:
                 facts=facts,
             )
             entry = {"folder": name, "level": round(record.sparsity, 4) if level is None or last else level}
-            entry |= {"sparsity": record.sparsity, "macs": record.macs, "recovered": record.recovery_seconds > 0}
+            entry |= {"sparsity": record.sparsity, "macs": record.macs, "params": record.params, "recovered": record.recovery_seconds > 0}
             state.history.levels = [*(known for known in state.history.levels if known["folder"] != name), entry]
 
     def _require_a_level(self, state: SearchState) -> None:
@@ -251,6 +260,21 @@ class PruneJob:
                 f"budget.max_drop={self.budget.max_drop}: {100 * record.sparsity:.1f} % of the channels cost {lost:.2f} points already; "
                 "raise it, recovery.final_epochs, or schedule.steps for smaller steps"
             )
+
+    def _targets(self, state: SearchState, dense: Size) -> dict[str, dict[str, float]]:
+        """What was asked for and what the smallest network that was saved reaches; says which does not hold."""
+        level = next(level for level in state.history.levels if level["folder"] == "pruned")
+        reached = {
+            "schedule.sparsity": (self.schedule.sparsity, level["sparsity"]),
+            "budget.macs": (self.budget.macs, level["macs"] / dense.macs),
+            "budget.params": (self.budget.params, level["params"] / dense.params),
+        }
+        targets = {key: {"asked": asked, "reached": found} for key, (asked, found) in reached.items() if asked is not None}
+        for key, target in targets.items():
+            short = target["asked"] - target["reached"] if key == "schedule.sparsity" else target["reached"] - target["asked"]
+            if short > 1e-9:
+                log.warning("%s=%g: not reached; the network saved has %.4f", key, target["asked"], target["reached"])
+        return targets
 
     # -- after the search ----------------------------------------------------------------------------------------------------------
 
