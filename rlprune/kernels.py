@@ -48,7 +48,7 @@ def _replaced(network: nn.Module, device: torch.device, folded: bool) -> list[tu
     folded = folded and torch.get_num_threads() > 1
     found: list[tuple[nn.Module, Callable[..., Tensor]]] = []
     for module in network.modules():
-        kind = type(module).forward
+        kind = getattr(type(module), "forward", None)  # compiled modules have none
         if "forward" in vars(module):
             continue
         if isinstance(module, nn.BatchNorm2d) and kind is nn.BatchNorm2d.forward and folded and module.num_features % LINE:

@@ -489,6 +489,8 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
                 "~criterion.mode",
                 "~criterion.reduction",
                 "~criterion.calibration_images",
+                "~criterion.aggregation",
+                "~criterion.normalization",
             ),
             "has no `scores`",
         ),

@@ -12,6 +12,7 @@ from rlprune.errors import UserError
 PLUGINS = sorted(
     path for group in ("model", "dataset", "agent", "reward", "criterion", "optimizer") for path in (conf_dir() / group).glob("*.yaml")
 )
+FILLED = {"???": "x", "${seed}": 0}  # what a command line or the rest of the config gives
 RUNTIME = {"in_channels", "num_classes", "cache_dir", "data_dir", "params"}
 
 
@@ -28,7 +29,8 @@ def test_yaml_and_signature_agree(path):
     factory = get_object(node.pop("_target_"))
     parameters = inspect.signature(factory).parameters
     given = dict.fromkeys(RUNTIME & set(parameters))
-    checked = check_settings(factory, parameters, {key: "x" if value == "???" else value for key, value in node.items()}, "x", given)
+    settings = {key: FILLED.get(value, value) if isinstance(value, str) else value for key, value in node.items()}
+    checked = check_settings(factory, parameters, settings, "x", given)
     if factory.__module__.startswith("rlprune"):
         assert set(checked) == set(parameters) - RUNTIME  # a default lives in the yaml, and nowhere else
         assert all(parameter.default is parameter.empty for parameter in parameters.values())
@@ -58,6 +60,10 @@ def test_each_phase_has_its_own_optimizer():
     config = composed("prune", "optimizer@training.optimizer=adamw", "recovery.optimizer.lr=0.3")
     assert config.training.optimizer._target_ == "torch.optim.AdamW"
     assert (config.recovery.optimizer._target_, config.recovery.optimizer.lr) == ("torch.optim.SGD", 0.3)
+
+
+def test_random_scores_take_the_seed_of_the_run():
+    assert build(resolve(composed("prune", "criterion=random", "seed=7", "paths.run=x")).criterion, "criterion").seed == 7
 
 
 def plugin(*, number: float, count: int, name: str, flag: bool, extra: list[int] | None, handle):

@@ -2,19 +2,25 @@
 
 from torch import Tensor, nn
 
-from rlprune.criteria.base import by_output_channel, producing_weights, unit_means
+from rlprune.criteria.base import Aggregation, Normalization, Reduction, filters
 from rlprune.graph import ChannelGraph
 
 
 class L1:
-    """Unit j of a layer scores Σ_k |w_jk|."""
+    """Channel j of a layer scores Σ_k |w_jk|.
+
+    Args:
+        aggregation: over the channels of a unit, see `Reduction`.
+        normalization: inside a group, see `Reduction`.
+    """
 
     calibration_images = 0
 
-    def scores(self, model: nn.Module, graph: ChannelGraph, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def __init__(self, *, aggregation: Aggregation, normalization: Normalization) -> None:
+        self.reduce = Reduction(aggregation, normalization)
+
+    def scores(
+        self, model: nn.Module, graph: ChannelGraph, images: Tensor | None = None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Images and labels are not used."""
-        parameters = dict(model.named_parameters())
-        by_channel = {
-            name: by_output_channel(parameters[name].detach(), dim).abs().sum(dim=1) for name, dim in producing_weights(graph).items()
-        }
-        return {group.name: unit_means(group, by_channel) for group in graph.groups}
+        return self.reduce(graph, {slot: rows.abs().sum(dim=1) for slot, rows in filters(model, graph).items()})

@@ -6,56 +6,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlprune.criteria.base import by_output_channel, producing_weights, unit_means
+from rlprune.criteria.base import (
+    Aggregation,
+    Mode,
+    Normalization,
+    Reduction,
+    by_output_channel,
+    calibrating,
+    gradients,
+    named_tensor,
+    producing_slots,
+    require_calibration,
+    require_choice,
+    require_data,
+)
 from rlprune.graph import ChannelGraph
-from rlprune.kernels import careful_kernels
+
+Products = Literal["sum_of_abs", "abs_of_sum"]
 
 
 class WeightTaylor:
-    """Unit j of a layer scores Σ_k |w_jk · ∂L/∂w_jk|, or |Σ_k w_jk · ∂L/∂w_jk|.
+    """Channel j of a layer scores Σ_k |w_jk · ∂L/∂w_jk|, or |Σ_k w_jk · ∂L/∂w_jk|.
 
     Args:
         reduction: `sum_of_abs`, the default of the paper's code, or `abs_of_sum`. The second vanishes for a convolution before a batch norm
             in train mode, as scaling its filters then changes nothing, so it asks for mode=eval.
         mode: whether batch norm uses its running statistics (`eval`) or the calibration batch's (`train`); statistics are never changed.
         calibration_images: training images for the gradient; 100 in the paper.
+        aggregation: over the channels of a unit, see `Reduction`.
+        normalization: inside a group, see `Reduction`.
     """
 
-    def __init__(self, *, reduction: Literal["sum_of_abs", "abs_of_sum"], mode: Literal["eval", "train"], calibration_images: int) -> None:
+    def __init__(
+        self, *, reduction: Products, mode: Mode, calibration_images: int, aggregation: Aggregation, normalization: Normalization
+    ) -> None:
+        require_choice("reduction", reduction, Products)
+        require_calibration(mode, calibration_images)
         if reduction == "abs_of_sum" and mode == "train":
             raise ValueError("mode=train: reduction=abs_of_sum is zero for every layer before a batch norm in train mode; use mode=eval")
-        if calibration_images < 1:
-            raise ValueError(f"calibration_images={calibration_images}: must be ≥ 1")
         self.reduction, self.mode, self.calibration_images = reduction, mode, calibration_images
+        self.reduce = Reduction(aggregation, normalization)
 
-    def scores(self, model: nn.Module, graph: ChannelGraph, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One forward and backward pass in float32."""
-        parameters = dict(model.named_parameters())
-        weights = {name: parameters[name] for name in producing_weights(graph)}
-        gradients = dict(zip(weights, self._gradients(model, list(weights.values()), images, labels), strict=True))
-        by_channel = {}
-        for name, dim in producing_weights(graph).items():
-            products = by_output_channel(weights[name].detach() * gradients[name], dim)
-            by_channel[name] = products.abs().sum(dim=1) if self.reduction == "sum_of_abs" else products.sum(dim=1).abs()
-        return {group.name: unit_means(group, by_channel) for group in graph.groups}
+    def scores(
+        self, model: nn.Module, graph: ChannelGraph, images: Tensor | None = None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One forward and backward pass in the network's precision; weights outside the loss score 0.
 
-    def _gradients(self, model: nn.Module, weights: list[Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        modes = [(module, module.training) for module in model.modules()]
-        frozen = [weight for weight in weights if not weight.requires_grad]
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if self.mode == "train" else {}
-        try:
-            model.train(self.mode == "train")
-            for weight in frozen:
-                weight.requires_grad_(True)
-            with torch.enable_grad(), careful_kernels(model, images.device):
-                loss = F.cross_entropy(model(images).float(), labels)
-                found = torch.autograd.grad(loss, weights, allow_unused=True)
-                return tuple(torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True))
-        finally:
-            for weight in frozen:
-                weight.requires_grad_(False)
-            for name, buffer in model.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
-            for module, training in modes:
-                module.training = training
+        Raises:
+            UserError: there are no images or labels.
+        """
+        images, labels = require_data(images, labels, "taylor")
+        slots = producing_slots(graph)
+        weights = {name: named_tensor(model, name) for name, _ in slots}
+        with calibrating(model, weights.values(), self.mode, images.device):
+            loss = F.cross_entropy(model(images).float(), labels)
+            found = dict(zip(weights, gradients(loss, weights.values()), strict=True))
+        by_slot = {}
+        for name, dim in slots:
+            weight, gradient = weights[name].detach(), found[name]
+            products = by_output_channel(torch.zeros_like(weight) if gradient is None else weight * gradient, dim)
+            by_slot[name, dim] = products.abs().sum(dim=1) if self.reduction == "sum_of_abs" else products.sum(dim=1).abs()
+        return self.reduce(graph, by_slot)

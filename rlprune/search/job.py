@@ -160,6 +160,8 @@ class PruneJob:
         )
 
     def _scorer(self) -> Any:
+        if self.criterion.calibration_images == 0:
+            return lambda network, graph: self.criterion.scores(network, graph)
         chosen = sample(self.setup.splits.train, self.criterion.calibration_images, numpy_generator(self.identity.seed, "calibration"))
         calibration = chosen.load().to(self.setup.execution.device)
         images = self.setup.splits.normalization(calibration.pixels)
