@@ -100,6 +100,8 @@ def explain_config_error(error: Exception, command: str) -> str | None:
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     text = "\n".join(str(link) for link in chain)
+    if found := re.search(r"(?:User|Value)Error raised while resolving interpolation: (.*)", text):
+        return found[1]
     if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         from rlprune.config import conf_dir
 

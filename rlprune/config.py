@@ -34,8 +34,6 @@ def conf_dir() -> Path:
 
 def register() -> None:
     """Put the skeletons where the yaml files' defaults lists find them."""
-    # A run that resumes writes into its old folder.
-    OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
     OmegaConf.register_new_resolver("folder", _folder, replace=True)
     OmegaConf.register_new_resolver("unless", _unless, replace=True)
     store = ConfigStore.instance()

@@ -1,12 +1,16 @@
-"""Files that appear whole or not at all. Imports no torch."""
+"""Files that appear whole or not at all, and files that one process holds. Imports no torch."""
 
+import fcntl
 import json
 import logging
 import os
+import re
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlprune.errors import UserError
 
@@ -60,3 +64,87 @@ def write_failure(run_dir: Path, message: str) -> None:
         write_json(run_dir / "failed.json", {"error": message})
     except OSError:  # a full or read-only disk may be the failure itself
         logging.getLogger(__name__).debug("could not write failed.json", exc_info=True)
+
+
+# -- one process at a time -------------------------------------------------------------------------------------------------------------
+
+
+def create_held(path: Path, text: str) -> IO[str]:
+    """Write a new file that is whole and held from its first moment on. Closing what is returned lets go of it.
+
+    Raises:
+        FileExistsError: there is one already.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    file = os.fdopen(handle, "r+", encoding="utf-8")
+    try:
+        file.write(text)
+        file.flush()
+        os.fsync(handle)
+        os.fchmod(handle, 0o644)
+        _lock(file)
+        try:
+            os.link(name, path)  # unlike a move it never replaces another's
+        except OSError as error:  # that, or a file system without links
+            if path.exists():
+                raise FileExistsError(str(path)) from error
+            os.replace(name, path)
+    except BaseException:
+        file.close()
+        raise
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return file
+
+
+def hold(path: Path) -> IO[str]:
+    """Hold a file that is there until what is returned is closed, or this process ends, however it may.
+
+    Raises:
+        BlockingIOError: another one holds it.
+    """
+    file = path.open("r+", encoding="utf-8")  # network file systems lock only what may be written
+    try:
+        _lock(file)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds a file; False where that cannot be known."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two that look do not see each other
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _lock(file: IO[str]) -> None:
+    for patience in (0.05, 0.2, 0.0):  # somebody may just be looking
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if not patience:
+                raise
+            time.sleep(patience)
+        except OSError as error:  # a file system without locks: better unlocked than not at all
+            logging.getLogger(__name__).debug("%s: cannot be locked (%s)", file.name, error)
+            break
+    os.register_at_fork(after_in_child=file.close)  # workers that outlive this process for a moment must not hold on
+
+
+TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # as write_atomically names them
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed while writing have left in a folder and the folders in it."""
+    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            with suppress(OSError):
+                path.unlink()

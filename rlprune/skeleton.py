@@ -111,7 +111,7 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """`rlprune train`."""
 
-    resume: str | None = MISSING  # run folder to continue
+    resume: str | None = MISSING  # run folder to continue; true: the newest one of this line; null or false: none
 
 
 @dataclass
@@ -119,7 +119,7 @@ class PruneConfig(RunConfig):
     """`rlprune prune`."""
 
     ignore: list[str] = MISSING  # layers to leave alone: names or regular expressions
-    resume: str | None = MISSING  # run folder to continue
+    resume: str | None = MISSING  # run folder to continue; true: the newest one of this line; null or false: none
     agent: Any = MISSING
     reward: Any = MISSING
     criterion: Any = MISSING

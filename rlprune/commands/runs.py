@@ -1,0 +1,203 @@
+"""Run folders: in which one a line works, whether a run in it goes on, and that no two processes work in one."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from rlprune.config import first_difference
+from rlprune.errors import UserError
+from rlprune.files import create_held, hold, is_held, remove_temporaries
+
+CONFIG = "config.yaml"  # who holds this file works in the folder
+
+
+class RunFolderError(UserError):
+    """The folder holds another run, or none to continue; it is left as it is."""
+
+
+class RunDoneError(RunFolderError):
+    """The run that should go on is done."""
+
+
+# -- which folder ----------------------------------------------------------------------------------------------------------------------
+
+
+def register_folders() -> None:
+    """Let the yaml files ask for the folder of a run: Hydra makes it, so it is known before the task starts."""
+    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
+
+
+def meant(resume: Any) -> bool | str:
+    """What `resume` asks for: no, yes, or a folder."""
+    word = str(resume).lower()
+    return word == "true" if word in ("true", "false", "none") else str(resume)
+
+
+def _run_folder(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
+    wish = meant(resume)
+    if wish == "":
+        raise UserError("resume=: is empty; name a folder, true or false")
+    if isinstance(wish, str):
+        return wish
+    timed = "${now:" in str(OmegaConf.to_container(_root_.paths, resolve=False)["run"])  # type: ignore[index, call-overload]
+    if not wish or not timed:  # a folder that the user has named
+        return fresh
+    task = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
+    config = yaml.safe_load(OmegaConf.to_yaml(task, resolve=True))
+    return str(newest_unfinished(Path(fresh).parent, config, heading(HydraConfig.get().runtime.choices)) or fresh)
+
+
+def _sweep_folder(resume: str | None, fresh: str) -> str:
+    """Only called where the user has named no folder."""
+    if meant(resume) is not False and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(f"resume={str(resume).lower()}: several runs go on with resume=true and the sweep's folder, hydra.sweep.dir=FOLDER")
+    return fresh
+
+
+def heading(choices: Mapping[str, Any]) -> str:
+    """The first line of config.yaml: a config tells settings, not the names they were chosen by."""
+    return "# " + " ".join(f"{group}={choices[group]}" for group in ("model", "dataset", "agent") if choices.get(group))
+
+
+def newest_unfinished(folder: Path, config: dict[str, Any], head: str) -> Path | None:
+    """The run in a folder of runs that `resume=true` means; None where none can be meant.
+
+    A run that failed before its first checkpoint is not meant, nor one that another process works on.
+
+    Raises:
+        UserError: there are unfinished runs of the same choices, but with other settings.
+    """
+    other = None
+    for path in sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: (path.stat().st_mtime_ns, path), reverse=True):
+        run = path.parent
+        if (run / "result.json").exists() or ((run / "failed.json").exists() and not _has_checkpoint(run)):
+            continue
+        try:
+            difference = _difference(path, config)
+            same = path.read_text(encoding="utf-8").partition("\n")[0] == head
+        except (OSError, RunFolderError):
+            continue
+        if (difference is None or (same and other is None)) and not is_held(path):
+            if difference is None:
+                return run
+            other = f"resume=true: the unfinished run {run} has another config: {difference}; drop resume=true to start anew"
+    if other:
+        raise UserError(other)
+    return None
+
+
+def _has_checkpoint(run: Path) -> bool:
+    return any((run / "checkpoint").glob("[!.]*.safetensors")) or (run / "checkpoint/measured.json").exists()
+
+
+# -- one process in it -----------------------------------------------------------------------------------------------------------------
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: the folder; Hydra has made it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held: IO[str] | None = None
+
+    @property
+    def held(self) -> bool:
+        """This process works in it, until `release`."""
+        return self._held is not None
+
+    @property
+    def writable(self) -> bool:
+        """A failure may be left in it: it holds no other's run."""
+        return self.held or not (self.path / CONFIG).exists()
+
+    def take(self, text: str, head: str, resume: Any, *, resumable: bool) -> bool:
+        """Begin a run of a config, or go on with the one that is there; says whether one goes on.
+
+        Args:
+            text: the config.
+            head: its first line.
+            resume: as in the config.
+            resumable: runs of this command can go on.
+
+        Raises:
+            RunFolderError: another process works there, or the run there is another one, damaged, or done.
+        """
+        path, wish = self.path / CONFIG, meant(resume)
+        named = isinstance(wish, str)
+        if not named:
+            with suppress(FileExistsError):
+                self._held = create_held(path, f"{head}\n{text}")
+                return False
+        elif not path.exists():
+            with suppress(OSError):
+                self.path.rmdir()  # Hydra has just made it
+            raise RunFolderError(f"resume={self.path}: holds no run; name the folder of one, or start anew without resume")
+        try:
+            held = hold(path)
+        except BlockingIOError as error:
+            raise RunFolderError(f"{self.path}: another process works on this run; wait for it, or start anew elsewhere") from error
+        try:
+            if named:
+                _check_named(self.path, yaml.safe_load(text))
+            else:
+                _check_present(self.path, yaml.safe_load(text), asked=wish is True, resumable=resumable)
+        except BaseException:
+            held.close()
+            raise
+        self._held = held
+        remove_temporaries(self.path)
+        return True
+
+    def release(self) -> None:
+        """Let others work in it."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+
+def _check_named(run: Path, config: dict[str, Any]) -> None:
+    """`resume=FOLDER`: a run goes on only with the configuration it was started with."""
+    if (run / "result.json").exists():
+        raise RunFolderError(f"resume={run}: that run is done; start anew without resume")
+    if difference := _difference(run / CONFIG, config):
+        raise RunFolderError(f"resume={run}: {difference}; resume with the same line, or start anew without resume")
+
+
+def _check_present(run: Path, config: dict[str, Any], *, asked: bool, resumable: bool) -> None:
+    """A folder that was not named by `resume` holds a run: it goes on if it is this one and not done."""
+    difference = _difference(run / CONFIG, config)
+    done = (run / "result.json").exists()
+    if difference:
+        raise RunFolderError(f"{run}: holds a run already, with another config ({difference}); name another folder")
+    if done and asked:
+        raise RunDoneError(f"{run}: that run is done; nothing is left to do")
+    if done or not resumable:
+        why = "that run is done; " if done else ""
+        raise RunFolderError(f"{run}: holds a run already; {why}name another folder")
+
+
+def _difference(path: Path, config: dict[str, Any]) -> str | None:
+    """The first key in which a kept config differs, whatever folder it was for."""
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path}: is damaged ({type(error).__name__}); start anew without resume, in another folder") from error
+    if not isinstance(old, dict) or not isinstance(old.get("paths"), dict):
+        raise RunFolderError(f"{path}: is damaged; start anew without resume, in another folder")
+    return first_difference(_settings(old), _settings(config))
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    paths = {key: value for key, value in config["paths"].items() if key != "run"}
+    return {key: value for key, value in config.items() if key != "resume"} | {"paths": paths}
