@@ -1,5 +1,7 @@
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +20,12 @@ from rlprune.checkpoint import load_tensors
 from rlprune.config import build, shipped
 from rlprune.data.digits import Digits
 from rlprune.errors import UserError
+from rlprune.files import hold
 from rlprune.models.resnet import CifarResNet
 from rlprune.provenance import Provenance, mark
 from rlprune.results.artefact import load_artefact
+from rlprune.search.job import PruneJob
+from rlprune.search.task import Ledger
 from rlprune.training import fit
 
 SMOKE = ("prune", "debug=smoke", "model.width=0.5", "device=cpu")
@@ -198,6 +203,32 @@ def command(*arguments):
     return [sys.executable, "-c", "from rlprune.cli import entry; entry()", *arguments]
 
 
+KILLER = """
+import os, signal, sys
+from rlprune.cli import main
+replace = os.replace
+
+def killed(source, target):
+    if os.path.basename(target) == "{name}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = killed
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def kill_at(name, *line):
+    """Run a command that dies when the file of this name is written, but not yet in its place."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    died = subprocess.run([sys.executable, "-c", KILLER.format(name=name), *line], env=environment, capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
 def kill_when(path, *line):
     """Start a command, kill it when the file is there, and say whether it was in time."""
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -228,6 +259,153 @@ def test_a_killed_run_resumes_to_the_same_result(rlprune, tmp_path, after):
     assert (code, "that run is done" in err) == (2, True)
     assert not Path("outputs/killed/failed.json").exists()
     assert not Path("outputs/killed/checkpoint").exists()
+
+
+STEPS = (*SMOKE, "schedule.steps=3", "precision=fp32", "reward=flops")
+
+
+@pytest.mark.parametrize(
+    ("name", "temporary", "asked"),
+    [
+        ("measured.json", "checkpoint/.measured-*", False),
+        ("step-0001.safetensors", "checkpoint/.step-0001-*", True),
+        ("step-0003.safetensors", "checkpoint/.step-0003-*", False),
+        ("plan.json", "pruned/.plan-*", True),
+        ("result.json", ".result-*", True),
+    ],
+)
+def test_a_run_killed_while_it_writes_goes_on_to_the_same_result(rlprune, name, temporary, asked):
+    assert rlprune(*STEPS, "paths.run=outputs/whole")[0] == 0
+    kill_at(name, *STEPS, *(() if asked else ("paths.run=outputs/prune/mine",)))
+    (folder,) = run_dirs()
+    assert len(list(folder.glob(temporary))) == 1
+    if name == "step-0003.safetensors":  # and the disk has lost the end of the one before
+        newest = folder / "checkpoint/step-0002.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-20])
+    code, out, _ = rlprune(*STEPS, *(("resume=true",) if asked else (f"paths.run={folder}",)))
+    assert (code, f"going on with the run in {folder}" in out) == (0, True)
+    behind = {"measured.json": None, "step-0001.safetensors": None, "step-0003.safetensors": 1, "plan.json": 2, "result.json": 3}[name]
+    assert (f"resuming behind step {behind}:" in out) == (behind is not None)
+    assert metrics(result(folder)) == metrics(result(Path("outputs/whole")))
+    rows, whole = (pd.read_csv(path / "metrics.csv").filter(regex="^(?!.*seconds)") for path in (folder, Path("outputs/whole")))
+    assert rows.equals(whole)
+    assert run_dirs() == [folder]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in Path("outputs/whole").iterdir()}
+    assert not list(folder.rglob(".*"))
+
+
+def test_ctrl_c_in_a_search_keeps_what_was_measured(rlprune, monkeypatch):
+    measured = []
+
+    def counted(self, measure):
+        def once():
+            measured.append(self.step_start)
+            if len(measured) == stop:
+                signal.raise_signal(signal.SIGINT)
+            return measure()
+
+        return accuracy(self, once)
+
+    accuracy = Ledger.accuracy
+    monkeypatch.setattr(Ledger, "accuracy", counted)
+    monkeypatch.setattr(sys, "argv", ["rlprune"])
+    line = (*STEPS, "search.max_candidates=40")
+    stop = 0
+    assert rlprune(*line, "paths.run=outputs/whole")[0] == 0
+    whole, stop = len(measured), len(measured) - 13
+    assert whole > 90
+    measured.clear()
+    code, out, err = rlprune(*line)
+    (folder,) = run_dirs()
+    assert (code, len(measured)) == (130, stop)
+    assert f"interrupted; to go on: rlprune prune {shlex.join(line[1:])} resume={folder}" in out
+    assert last_line(err)[-1] == "rlprune prune: interrupted; what was finished is kept"
+    assert not (folder / "failed.json").exists()
+    kept = json.loads((folder / "checkpoint/measured.json").read_text())
+    assert (kept["step"], len(kept["accuracies"])) == (3, measured.count(measured[-1]))
+    stop = 0
+    code, out, _ = rlprune(*line, "resume=True")
+    assert (code, f"step 3: {len(kept['accuracies'])} candidates were measured before" in out) == (0, True)
+    assert len(measured) == whole
+    assert metrics(result(folder)) == metrics(result(Path("outputs/whole")))
+    assert not (folder / "checkpoint").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_process_works_in_a_run_folder(rlprune, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(PruneJob, "run", interrupt)
+        assert rlprune(*SMOKE, "agent=uniform")[0] == 130
+    (folder,) = run_dirs()
+    before = snapshot("outputs/prune")
+    with hold(folder / "config.yaml"):
+        for line in ((f"resume={folder}",), (f"paths.run={folder}",), (f"paths.run={folder}", "resume=true", "seed=3")):
+            code, out, err = rlprune(*SMOKE, "agent=uniform", *line)
+            assert (code, out, len(last_line(err))) == (2, "", 1)
+            assert f"{folder}: another process works on this run" in err
+        assert rlprune(*SMOKE, "agent=uniform", f"paths.run={folder}", "schedule.sparsity=2")[0] == 2  # refused before it is looked at
+        assert snapshot("outputs/prune") == before
+        code, out, _ = rlprune(*SMOKE, "agent=uniform", "resume=true")  # somebody is at it: a run of one's own
+        assert (code, "no unfinished run of this line; starting anew" in out) == (0, True)
+    assert len(run_dirs()) == 2
+    assert rlprune(*SMOKE, "agent=uniform", f"resume={folder}")[0] == 0
+
+
+def interrupt(*arguments, **settings):
+    raise KeyboardInterrupt
+
+
+def test_resume_true_means_the_newest_unfinished_run_of_the_line(rlprune, monkeypatch):
+    line = (*SMOKE, "agent=uniform")
+    with monkeypatch.context() as patch:
+        patch.setattr(PruneJob, "run", interrupt)
+        for seed in (0, 0, 1):
+            assert rlprune(*line, f"seed={seed}", "resume=false")[0] == 130
+        patch.setattr(PruneJob, "run", lambda *arguments: (_ for _ in ()).throw(UserError("failed")))
+        assert rlprune(*line, "seed=2")[0] == 2
+    old, new, other, failed = run_dirs()
+    before = snapshot("outputs")
+    code, out, err = rlprune(*line, "seed=3", "resume=true")
+    assert (code, out, len(last_line(err))) == (2, "", 1)
+    assert f"the unfinished run {other} has another config: seed was 1, is 3; drop resume=true to start anew" in err
+    code, _, err = rlprune(*line, "seed=3", f"paths.run={old}")
+    assert (code, f"{old}: holds a run already, with another config (seed was 0, is 3)" in last_line(err)[-1]) == (2, True)
+    assert snapshot("outputs") == before
+    code, out, _ = rlprune(*line, "resume=true")
+    assert (code, f"going on with the run in {new}" in out) == (0, True)
+    assert (run_dirs(), (new / "result.json").exists()) == ([old, new, other, failed], True)
+    assert "going on with the run in" in (new / "log.txt").read_text()
+    for path in (old, other):
+        assert {file: before[file] for file in before if path in file.parents} == snapshot(path)
+    for path in (old, other):
+        shutil.rmtree(path)
+    code, out, _ = rlprune(*line, "seed=2", "resume=true")  # what failed early is no run to go on with
+    assert (code, "there is no unfinished run of this line" in out, len(run_dirs())) == (0, True, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(PruneJob, "run", interrupt)
+        assert rlprune("prune", "debug=smoke", "agent=mcq")[0] == 130
+    code, out, _ = rlprune(*line, "seed=4", "resume=true")  # another agent's run is in nobody's way
+    assert (code, "starting anew" in out) == (0, True)
+
+
+def test_a_sweep_goes_on_job_by_job(rlprune, monkeypatch):
+    line = (*SMOKE, "-m", "agent=uniform", "seed=0,1", "resume=true", "hydra.sweep.dir=outputs/sweep")
+    with monkeypatch.context() as patch:
+        run = PruneJob.run
+        patch.setattr(PruneJob, "run", lambda job, dense: interrupt() if job.identity.seed else run(job, dense))
+        patch.setattr(sys, "argv", ["rlprune"])
+        code, out, _ = rlprune(*line)
+    assert (code, "resume=true hydra.sweep.dir=outputs/sweep" in out.split("to go on: rlprune prune -m")[1]) == (130, True)
+    first, second = (Path("outputs/sweep") / f"{number}_resnet20_digits_uniform" for number in (0, 1))
+    before = snapshot(first)
+    assert first / "result.json" in before
+    code, out, _ = rlprune(*line)
+    assert (code, f"{first}: that run is done" in out, f"going on with the run in {second}" in out) == (0, True, True)
+    assert snapshot(first) == before
+    assert result(second)["seed"] == 1
+    code, _, err = rlprune(*(word for word in line if word != "resume=true"), "recovery=none")
+    assert (code, f"{second}: holds a run already, with another config (recovery.enabled was True" in err) == (2, True)
+    assert snapshot(first) == before
 
 
 @pytest.mark.parametrize("job", ["train", "prune"])
@@ -382,7 +560,11 @@ def test_a_folder_takes_one_run(rlprune):
     assert rlprune(*line)[0] == 0
     before = result(Path("outputs/prune/mine"))
     code, _, err = rlprune(*line, "seed=3")
-    assert (code, "holds a run already" in last_line(err)[-1]) == (2, True)
+    assert (code, "holds a run already, with another config (seed was 0, is 3)" in last_line(err)[-1]) == (2, True)
+    code, _, err = rlprune(*line)
+    assert (code, "that run is done" in last_line(err)[-1]) == (2, True)
+    code, out, err = rlprune(*line, "resume=true")
+    assert (code, out.strip(), err) == (0, "outputs/prune/mine: that run is done; nothing is left to do", "")
     assert result(Path("outputs/prune/mine")) == before
     assert not Path("outputs/prune/mine/failed.json").exists()
     for damage in ("- a", "paths: 3", "a: ["):
@@ -532,6 +714,8 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "ignore=[nolayer]"), "matches no layer"),
         (("prune", "ignore=['.*']"), "no channel can be removed"),
         (("prune", "resume=nowhere"), "resume=nowhere: holds no run"),
+        (("prune", "resume="), "resume=: is empty; name a folder, true or false"),
+        (("prune", "-m", "seed=0,1", "resume=true"), "resume=true: several runs go on with resume=true and the sweep's folder"),
         (("prune", "paths.outputs=/proc/nowhere"), "free space or choose another folder"),
         (("prune", "debug=smoke", "training.optimizer.lr=1e30"), "no longer finite"),
         (("evaluate",), "name a run folder"),

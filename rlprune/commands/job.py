@@ -43,7 +43,7 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
                 print(error, file=sys.stderr)  # the log belongs to the run that is there
                 raise
             except KeyboardInterrupt:
-                if folder.held and OmegaConf.select(raw, "resume", default="") != "":
+                if folder.held and "resume" in raw:
                     log.warning("interrupted; to go on: %s", _line_to_go_on(folder.path, single))
                 raise
             except (UserError, OSError) as error:
@@ -52,7 +52,8 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
                 _leave_failure(folder, message)
                 if single:
                     raise _Stop(failure) from error
-                log.error("%s: %s", folder.path, message)
+                if folder.writable:
+                    log.error("%s: %s", folder.path, message)
                 raise failure from error
             except Exception as error:
                 refused = explain_config_error(error, name)

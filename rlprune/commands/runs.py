@@ -49,14 +49,14 @@ def _run_folder(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
     timed = "${now:" in str(OmegaConf.to_container(_root_.paths, resolve=False)["run"])  # type: ignore[index, call-overload]
     if not wish or not timed:  # a folder that the user has named
         return fresh
-    task = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
+    task = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
     config = yaml.safe_load(OmegaConf.to_yaml(task, resolve=True))
     return str(newest_unfinished(Path(fresh).parent, config, heading(HydraConfig.get().runtime.choices)) or fresh)
 
 
-def _sweep_folder(resume: str | None, fresh: str) -> str:
+def _sweep_folder(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
     """Only called where the user has named no folder."""
-    if meant(resume) is not False and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if meant(resume) is not False and _root_.hydra.mode != RunMode.RUN:
         raise UserError(f"resume={str(resume).lower()}: several runs go on with resume=true and the sweep's folder, hydra.sweep.dir=FOLDER")
     return fresh
 
@@ -183,7 +183,7 @@ def _check_present(run: Path, config: dict[str, Any], *, asked: bool, resumable:
     if done and asked:
         raise RunDoneError(f"{run}: that run is done; nothing is left to do")
     if done or not resumable:
-        why = "that run is done; " if done else ""
+        why = "that run is done; resume=true passes over it, or " if done and resumable else ""
         raise RunFolderError(f"{run}: holds a run already; {why}name another folder")
 
 

@@ -4,6 +4,7 @@ import copy
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rlprune.results.finish import Tested, finish
 from rlprune.results.record import Clock, Identity, write_steps
 from rlprune.results.tables import CONTROL
 from rlprune.search.limits import Limits, Room
-from rlprune.search.resume import forget_states, load_state, save_state
+from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state
 from rlprune.search.schedule import Schedule, Size, Targets, make_schedule
 from rlprune.search.task import Environment, Ledger, Reward, as_it_is
@@ -76,6 +77,7 @@ class PruneJob:
             seed=self.identity.seed,
             on_step=lambda state: self._after_step(state, states),
             on_level=self._save_level,
+            deciding=partial(keep_measured, states / "measured.json", environment.ledger),
         )
         self._require_a_level(state)
         self.clock.seconds["search"] = sum(record.search_seconds for record in state.history.steps)

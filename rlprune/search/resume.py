@@ -1,7 +1,14 @@
-"""A search on disk after every step, so that a killed run goes on where it was."""
+"""A search on disk after every step, and what a step has measured, so that a killed run goes on where it was."""
 
 import logging
+import math
+import os
 import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +17,9 @@ import numpy as np
 from torch import nn
 
 from rlprune.agents.base import Agent
-from rlprune.checkpoint import load_into, load_tensors, save_tensors
+from rlprune.checkpoint import load_into, load_tensors, save_tensors, tensors_checksum
 from rlprune.errors import UserError
+from rlprune.files import read_json, write_json
 from rlprune.graph import ChannelGraph, prune
 from rlprune.results.record import History, StepRecord
 from rlprune.search.runner import SearchState
@@ -19,6 +27,7 @@ from rlprune.search.task import Ledger
 
 log = logging.getLogger(__name__)
 KEPT = 2
+EVERY = 60.0  # seconds of measuring that a SIGKILL may cost
 
 
 def save_state(folder: Path, state: SearchState, agent: Agent) -> None:
@@ -84,3 +93,123 @@ def _restore(
     agent.load_state_dict(metadata["agent"])
     ledger.distinct, ledger.repeated = state.history.candidates, state.history.repeated
     return state
+
+
+# -- within a step ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def keep_measured(path: Path, ledger: Ledger, state: SearchState) -> Iterator[None]:
+    """While an agent decides: keep what it measures in a file, and take what is there instead of measuring it again.
+
+    Decisions follow from the step's random stream and the measurements, so the accuracies in their order are all there is to keep.
+    Ctrl-C and SIGTERM wait for the candidate being measured; a second one does not.
+
+    Raises:
+        KeyboardInterrupt: one of these came.
+    """
+    kept = _Measured(path, ledger, {"step": state.step + 1, "network": tensors_checksum(state.network.state_dict())})
+    kept.restore()
+    with _patience() as interrupted:
+
+        def after_one() -> None:
+            if interrupted():
+                raise KeyboardInterrupt
+            if time.monotonic() >= kept.due:
+                kept.save()
+
+        ledger.on_accuracy = after_one
+        try:
+            yield
+        except Exception as error:
+            if interrupted():  # it may have ended the workers that decode images
+                raise KeyboardInterrupt from error
+            raise
+        finally:
+            ledger.on_accuracy = lambda: None
+            kept.save()  # a recovery may follow, which ends at once
+        if interrupted():
+            raise KeyboardInterrupt
+
+
+class _Measured:
+    """The file of what a step has measured.
+
+    Args:
+        path: of the file.
+        ledger: what measures and knows.
+        state_of: step and network that the accuracies belong to.
+    """
+
+    def __init__(self, path: Path, ledger: Ledger, state_of: dict[str, int]) -> None:
+        self.path, self.ledger, self.state_of = path, ledger, state_of
+        self.started, self.due = time.perf_counter(), time.monotonic() + EVERY
+
+    def restore(self) -> None:
+        """Tell the ledger what is known."""
+        ledger = self.ledger
+        ledger.known, ledger.known_seconds = _read_measured(self.path, self.state_of)
+        if ledger.known:
+            log.info("step %d: %d candidates were measured before the interruption", self.state_of["step"], len(ledger.known))
+        if ledger.deadline is not None:
+            ledger.deadline -= ledger.known_seconds
+
+    def save(self) -> None:
+        """Write what is known by now; a search is worth more than this file, so a full disk does not end it."""
+        accuracies = [*self.ledger.measured, *self.ledger.known[len(self.ledger.measured) :]]
+        seconds = self.ledger.known_seconds + time.perf_counter() - self.started
+        try:
+            write_json(self.path, {**self.state_of, "seconds": seconds, "accuracies": accuracies})
+        except (OSError, ValueError) as error:
+            log.warning("%s: what was measured cannot be saved (%s)", self.path, error)
+        self.due = time.monotonic() + EVERY
+
+
+def _read_measured(path: Path, state_of: dict[str, int]) -> tuple[list[float], float]:
+    """Accuracies and seconds; none where the file is damaged, or belongs to another step."""
+    if not path.exists():
+        return [], 0.0
+    try:
+        kept = read_json(path)
+        accuracies, seconds = kept["accuracies"], kept["seconds"]
+        if not (isinstance(accuracies, list) and all(type(value) is float and math.isfinite(value) for value in [seconds, *accuracies])):
+            raise ValueError("it holds something else than accuracies")
+        if kept["step"] != state_of["step"]:
+            return [], 0.0
+        if kept["network"] != state_of["network"]:
+            raise ValueError("it belongs to another network")
+    except (UserError, KeyError, ValueError) as error:
+        log.warning("%s: cannot be used (%s); measuring again", path, error)
+        return [], 0.0
+    return accuracies, seconds
+
+
+@contextmanager
+def _patience() -> Iterator[Callable[[], bool]]:
+    """Remember the first Ctrl-C or SIGTERM instead of ending at once; what is yielded says whether it came."""
+    process = os.getpid()
+    came: list[int] = []
+    old: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+    def remember(number: int, frame: Any) -> None:
+        if os.getpid() == process:
+            restore()  # a second one ends at once
+            came.append(number)
+            with suppress(OSError):  # a print could come in the middle of another
+                os.write(2, b"\ninterrupted: ends behind the candidate being measured; once more ends at once\n")
+        elif number != signal.SIGINT:  # a worker lives until it is told to go; Ctrl-C reaches it, too
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):  # who ignores them goes on doing so
+                old[number] = signal.signal(number, remember)
+    try:
+        yield lambda: bool(came)
+    finally:
+        restore()

@@ -4,6 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -62,6 +63,7 @@ def run_search(
     seed: int,
     on_step: Callable[[SearchState], None],
     on_level: Callable[[SearchState, float | None, nn.Module], None],
+    deciding: Callable[[SearchState], AbstractContextManager[None]] = lambda state: nullcontext(),
 ) -> SearchState:
     """Carry a search from where it is to its end.
 
@@ -79,15 +81,18 @@ def run_search(
         on_step: called when a step is complete.
         on_level: called at a saved level, before `on_step`, with the sparsity asked for (None: none was) and the network as it was before
             its recovery.
+        deciding: around an agent's decision.
     """
     ledger = environment.ledger
     while state.step < schedule.steps and not state.history.stopped:
         step = state.step + 1
         started = time.perf_counter()
-        ledger.step_start, repeated, distinct = ledger.distinct, ledger.repeated, ledger.distinct
-        candidate = _decide(agent, environment, state, numpy_generator(seed, f"agent/{step}"), f"search step {step}/{schedule.steps}")
+        ledger.step_start, ledger.measured = ledger.distinct, []
+        repeated, distinct = ledger.repeated, ledger.distinct
+        with deciding(state):
+            candidate = _decide(agent, environment, state, numpy_generator(seed, f"agent/{step}"), f"search step {step}/{schedule.steps}")
         _carry_out(state, candidate, environment)
-        search_seconds = time.perf_counter() - started
+        search_seconds = time.perf_counter() - started + ledger.known_seconds
         state.step = step
         if ledger.expired and step < schedule.steps:
             state.history.stopped = "max_minutes"
