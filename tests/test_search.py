@@ -1,7 +1,11 @@
 import contextlib
+import json
 import math
+import signal
+import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import nets
 import numpy as np
@@ -9,9 +13,10 @@ import pytest
 import torch
 
 import rlprune
+from rlprune.agents.mcq import MCQ
 from rlprune.agents.uniform import Uniform
 from rlprune.search.limits import Goal
-from rlprune.search.resume import load_state, save_state
+from rlprune.search.resume import keep_measured, load_state, save_state
 from rlprune.search.runner import run_search, start_state
 from rlprune.search.schedule import Size, Targets, make_schedule
 from rlprune.search.task import Environment, Ledger, Task
@@ -281,3 +286,110 @@ def test_a_student_that_beats_its_teacher_takes_its_place(traced):
     assert teachers[1] is state.teacher
     assert state.teacher_accuracy == 0.9
     assert sum(len(units) for units in state.teacher_kept.values()) > sum(len(units) for units in state.kept.values())
+
+
+def search(network, graph, folder, *, at=None, signals=(), recover=lambda *_: None, deadline=None, steps=2):
+    """A search of some steps by MCQ, kept in a folder; `signals` come while the candidate `at` is measured."""
+    schedule = make_schedule(sparsity=0.5, steps=steps, period=1, save_at=[], channels=graph.num_channels, removable=15)
+    settings, _ = environment(graph, schedule.targets)
+    settings.ledger.deadline = deadline
+    measured = []
+
+    def measure(network):
+        measured.append(len(measured))
+        for number in signals if len(measured) == at else ():
+            signal.raise_signal(number)
+        return 0.5 + 0.001 * sum(parameter.numel() for parameter in network.parameters()) % 0.4
+
+    settings = Environment(measure, *list(vars(settings).values())[1:])
+    agent = MCQ(
+        stages=3, sample_num=4, sample_steps=2, discount=0.9, noise_std=0.5, step_size=0.2, clip=0.2, epsilon=0.4, epsilon_decay="constant",
+        epsilon_fraction=0.1, update_on_improvement=False, reset_drop=None,
+    )  # fmt: skip
+    state = load_state(folder, network, graph, agent, settings.ledger) or start_state(network, graph, 0.7)
+    run_search(
+        state, agent=agent, environment=settings, schedule=schedule, recover=recover, epochs=1, final_epochs=0,
+        seed=0, on_step=lambda state: save_state(folder, state, agent), on_level=lambda *_: None,
+        deciding=partial(keep_measured, folder / "measured.json", settings.ledger),
+    )  # fmt: skip
+    return state, measured
+
+
+def facts(state):
+    return [(row.accuracy_pruned, row.reward, row.candidates, row.repeated) for row in state.history.steps], state.history.layers
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_interrupted_step_measures_nothing_twice(traced, tmp_path, number, twice):
+    network, graph = traced
+    before = signal.getsignal(number)
+    signal.signal(number, signal.default_int_handler)  # SIGTERM's own would end the tests
+    try:
+        whole, all_measured = search(network, graph, tmp_path / "whole")
+        distinct = whole.history.steps[0].candidates
+        assert distinct > 8
+        with pytest.raises(KeyboardInterrupt):
+            search(network, graph, tmp_path, at=5, signals=[number] * (1 + twice))
+        assert len(json.loads((tmp_path / "measured.json").read_text())["accuracies"]) == 5 - twice
+        with pytest.raises(KeyboardInterrupt):  # and again
+            search(network, graph, tmp_path, at=2, signals=[number])
+        assert len(json.loads((tmp_path / "measured.json").read_text())["accuracies"]) == 7 - twice
+        rest, measured = search(network, graph, tmp_path)
+        assert len(measured) == len(all_measured) - 7 + twice
+        assert facts(rest) == facts(whole)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_recovery_that_is_cut_short_leaves_what_its_step_measured(traced, tmp_path):
+    def cut(*arguments):
+        raise KeyboardInterrupt
+
+    network, graph = traced
+    whole, _ = search(network, graph, tmp_path / "whole", steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        search(network, graph, tmp_path, recover=cut, steps=3)
+    rest, measured = search(network, graph, tmp_path, steps=3, deadline=time.monotonic() - 1)  # no time is needed for what is known
+    assert rest.history.stopped == "max_minutes"
+    assert facts(rest)[0] == facts(whole)[0][:1]
+    assert measured == []
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (lambda text: text[:-30], "is not valid JSON"),
+        (lambda text: json.dumps(json.loads(text) | {"accuracies": ["0.5"]}), "something else than accuracies"),
+        (lambda text: json.dumps(json.loads(text) | {"network": 1}), "another network"),
+        (lambda text: json.dumps({}), "cannot be used"),
+        (lambda text: json.dumps(json.loads(text) | {"step": 2, "accuracies": [0.0] * 9}), None),
+    ],
+)
+def test_measurements_that_cannot_be_used_are_made_again(traced, tmp_path, caplog, change, warning):
+    network, graph = traced
+    whole, all_measured = search(network, graph, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        search(network, graph, tmp_path, at=5, signals=[signal.SIGINT] * 2)
+    kept = tmp_path / "measured.json"
+    kept.write_text(change(kept.read_text()))
+    rest, measured = search(network, graph, tmp_path)
+    assert (len(measured), facts(rest)) == (len(all_measured), facts(whole))
+    assert (warning or "") in caplog.text
+    assert bool(caplog.text) == (warning is not None)
+
+
+def test_a_search_in_a_thread_and_on_a_full_disk_goes_on(traced, tmp_path, monkeypatch, caplog):
+    network, graph = traced
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlprune.search.resume.write_json", full)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(search(network, graph, tmp_path)))
+    thread.start()
+    thread.join()
+    assert len(found[0][0].history.steps) == 2
+    assert "what was measured cannot be saved" in caplog.text
