@@ -494,10 +494,10 @@ def test_a_training_killed_in_its_test_goes_on_behind_its_last_save(rlprune, mon
     with monkeypatch.context() as patch:
         patch.setattr("rlprune.training.progress.SHARE", 1e9)
         patch.setattr("rlprune.results.finish.measure_rows", killed)
-        assert rlprune(*line, "paths.run=outputs/killed")[0] == 130
-    code, out, _ = rlprune(*line, "resume=outputs/killed")
+        assert rlprune(*line, "paths.run=outputs/train/killed")[0] == 130
+    code, out, _ = rlprune(*line, "resume=true")
     assert (code, "going on behind epoch 3, batch 0" in out) == (0, True)
-    assert not Path("outputs/killed/checkpoint").exists()
+    assert not Path("outputs/train/killed/checkpoint").exists()
 
 
 def test_networks_that_train_otherwise_can_be_evaluated(rlprune):
