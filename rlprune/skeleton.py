@@ -50,6 +50,7 @@ class SearchConfig:
     max_candidates: int | None = MISSING  # distinct candidates a step; null: as many as the agent asks for
     recalibrate_bn: int = MISSING  # training images on which a candidate's batch norms take new statistics; 0: they keep the old ones
     recover_batches: int = MISSING  # training batches a candidate recovers on before it is measured; 0: none
+    execution: str = MISSING  # of candidates: sliced, padded (zeros to multiples of 16), masked (zeros alone), or auto: the fastest
 
 
 @dataclass
@@ -202,6 +203,8 @@ def check_ranges(config: Any) -> None:
         )
         _require(search.recalibrate_bn >= 0, f"search.recalibrate_bn={search.recalibrate_bn}", "must be ≥ 0 images")
         _require(search.recover_batches >= 0, f"search.recover_batches={search.recover_batches}", "must be ≥ 0 batches")
+        executions = ("auto", "sliced", "padded", "masked")
+        _require(search.execution in executions, f"search.execution={search.execution}", f"must be one of {', '.join(executions)}")
 
 
 def _check_budget(budget: BudgetConfig) -> None:

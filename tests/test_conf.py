@@ -118,6 +118,7 @@ def test_build_names_what_is_missing():
         ("training.label_smoothing=1", "training.label_smoothing=1"),
         ("search.samples=0", "search.samples=0"),
         ("search.max_candidates=0", "search.max_candidates=0"),
+        ("search.execution=dense", "search.execution=dense"),
     ],
 )
 def test_values_out_of_range_name_their_key(override, message):

@@ -348,6 +348,33 @@ def test_the_slicer_builds_what_prune_builds():
     assert network.stem.weight.shape == (8, 3, 3, 3)
 
 
+@pytest.mark.parametrize("kind", [*EXACT, *BARRIERS], ids=lambda kind: kind.__name__)
+def test_padded_and_uncut_candidates_give_the_outputs_of_cut_ones(kind):
+    network, example = build(kind), EXAMPLE.double()
+    graph = rlprune.trace(network, example)
+    generator = np.random.default_rng(0)
+    slicers = [Slicer(network, graph, multiple=multiple) for multiple in (2, 3, None)]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for _ in range(2):
+        keep = {g.name: generator.permutation(g.num_units)[: generator.integers(1, g.num_units + 1)] for g in graph.groups}
+        wanted = rlprune.prune(network, graph, keep)(example)
+        for slicer in slicers:
+            torch.testing.assert_close(slicer(keep)(example), wanted, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_padded_widths_are_multiples_or_whole():
+    network, example = build(nets.Plain), EXAMPLE.double()
+    graph = rlprune.trace(network, example)
+    keep = {"stem": [1, 5, 6], "features.2": [0, 2, 3, 4, 5]}
+    widths = {}
+    for multiple in (1, 4, None):
+        padded = Slicer(network, graph, multiple=multiple)(keep)
+        widths[multiple] = (padded.stem.out_channels, padded.features[0].num_features, padded.features[2].out_channels)
+        assert int((padded.stem.weight.abs().sum((1, 2, 3)) > 0).sum()) == 3
+    assert widths == {1: (3, 3, 5), 4: (4, 4, 6), None: (8, 8, 6)}
+
+
 @pytest.mark.parametrize("kind", [nets.Depthwise, nets.DepthwiseMultiplier, nets.Grouped])
 def test_grouped_convolutions_survive_being_cut_to_one_unit(kind):
     network, example = build(kind), EXAMPLE.double()

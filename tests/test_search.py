@@ -80,6 +80,23 @@ def test_what_is_measured_is_the_pruned_network(traced):
     )
 
 
+def test_candidates_run_as_the_environment_says(traced):
+    network, graph = traced
+    settings, _ = environment(graph, goals_of(graph, [6]))
+    candidates = {}
+    for execution in ("sliced", "padded", "masked"):
+        sizes = []
+
+        def measure(network, sizes=sizes):
+            sizes.append(sum(parameter.numel() for parameter in network.parameters()))
+            return 0.5
+
+        changed = replace(settings, measure=measure, execution=execution)
+        candidates[execution] = Task(changed, network, graph, 0).evaluate(np.array([1.0, 0.0, 0.0]))
+        assert sizes == [graph.params(candidates[execution].keep if execution == "sliced" else {})]  # no group has more than 16 units
+    assert len({(candidate.params, candidate.macs, candidate.reward) for candidate in candidates.values()}) == 1
+
+
 def test_the_successor_is_a_state_of_its_own(traced):
     network, graph = traced
     settings, scored = environment(graph, goals_of(graph, [6, 10]))

@@ -42,6 +42,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         ignore=config.ignore,
         identity=Identity("prune", run_dir, choices, config.seed),
         resume=config.resume is not None,
+        cache=Path(config.paths.outputs) / "cache",
     )
     job.check(network)
     with job.clock.phase("dense"):

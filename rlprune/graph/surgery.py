@@ -51,12 +51,18 @@ def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     masked = copy_module(model)
     tensors = dict(named_tensors(dict(masked.named_modules())))
     _require_match(list(tensors.items()), graph)
-    roles = {(member.tensor, member.dim): member.role for group in graph.groups for member in group.members}
+    zeroed = _zeroed(graph)
     with torch.no_grad():
         for (name, dim), gone in graph.removed_entries(keep).items():
-            if roles[name, dim] in ("out", "in", "channel"):  # not running statistics, indices, or what may be a divisor
+            if (name, dim) in zeroed:
                 tensors[name].index_fill_(dim, torch.from_numpy(np.flatnonzero(gone)).to(tensors[name].device), 0)
     return masked
+
+
+def _zeroed(graph: ChannelGraph) -> set[tuple[str, int]]:
+    """(tensor, dim) of weights that are zeroed with their units: not running statistics, indices, or what may be a divisor."""
+    roles = {(member.tensor, member.dim): member.role for group in graph.groups for member in group.members}
+    return {slot for slot, role in roles.items() if role in ("out", "in", "channel")}
 
 
 class Slices:
@@ -113,11 +119,18 @@ class Slicer:
     """Builds many small networks of one big one quickly: a single copy of the module tree whose tensors are exchanged.
 
     Each call invalidates the network that the call before returned. Weights that no plan touches are shared with the original.
+
+    Args:
+        model: the network that `graph` was traced on.
+        graph: its channel graph.
+        multiple: every group that loses units keeps so many, or a multiple of it, or all; those beyond the plan's have weights of zero.
+            Widths that kernels like can run faster than narrower ones. None: nothing is cut, and all that goes is zeroed.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
-        self._graph, self._tensors = graph, named_tensors(dict(model.named_modules()))
+    def __init__(self, model: nn.Module, graph: ChannelGraph, *, multiple: int | None = 1) -> None:
+        self._graph, self._tensors, self._multiple = graph, named_tensors(dict(model.named_modules())), multiple
         _require_match(self._tensors, graph)
+        self._zeroed = _zeroed(graph)
         memo: dict[int, Any] = {id(tensor): tensor for _, tensor in self._tensors}
         self._skeleton = copy_module(model, memo).eval()
         # Every place that holds a tensor, so that shared weights are exchanged in all of them.
@@ -130,14 +143,38 @@ class Slicer:
                         self._places.setdefault(name_of[id(tensor)], []).append((holder, key))
 
     def __call__(self, keep: Keep) -> nn.Module:
-        """The network with only the kept units, in eval mode, for inference alone."""
-        slices = Slices(self._graph, keep)
+        """The network with only the kept units, and zeros that pad them, in eval mode, for inference alone."""
+        cut = keep if self._multiple == 1 else self._padded(keep)
+        slices, zeros = Slices(self._graph, cut), {} if cut is keep else self._zeros(keep, cut)
         for name, tensor in self._tensors:
             result = slices.cut(name, tensor.detach())
+            if name in zeros:
+                result = result.clone() if result.data_ptr() == tensor.data_ptr() else result
+                for dim, entries in zeros[name]:
+                    result.index_fill_(dim, entries.to(result.device), 0)
             for holder, key in self._places.get(name, []):
                 holder[key] = nn.Parameter(result, requires_grad=False) if isinstance(tensor, nn.Parameter) else result
-        patch(dict(self._skeleton.named_modules()), self._graph, keep)
+        patch(dict(self._skeleton.named_modules()), self._graph, cut)
         return self._skeleton
+
+    def _padded(self, keep: Keep) -> dict[str, np.ndarray]:
+        """The plan's units and the first others, up to the multiple."""
+        padded = {}
+        for group, units in zip(self._graph.groups, self._graph.check(keep).values(), strict=True):
+            others = np.setdiff1d(np.arange(group.num_units), units, assume_unique=True)
+            more = len(others) if self._multiple is None else -len(units) % self._multiple
+            padded[group.name] = np.concatenate([units, others[:more]])
+        return padded
+
+    def _zeros(self, keep: Keep, padded: Keep) -> dict[str, list[tuple[int, Tensor]]]:
+        """Entries of the cut tensors that are zero: (dim, indices) by tensor name."""
+        cut = self._graph.removed_entries(padded)
+        found: dict[str, list[tuple[int, Tensor]]] = {}
+        for (name, dim), gone in self._graph.removed_entries(keep).items():
+            entries = np.flatnonzero(gone[~cut[name, dim]] if (name, dim) in cut else gone)
+            if len(entries) and (name, dim) in self._zeroed:
+                found.setdefault(name, []).append((dim, torch.from_numpy(entries)))
+        return found
 
 
 def _require_types(model: object, graph: object) -> None:

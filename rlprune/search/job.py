@@ -21,6 +21,7 @@ from rlprune.results.artefact import load_levels, save_artefact
 from rlprune.results.finish import Tested, finish
 from rlprune.results.record import Clock, Identity, write_steps
 from rlprune.results.tables import CONTROL
+from rlprune.search.execution import choose_execution
 from rlprune.search.limits import Limits, Room
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state
@@ -52,6 +53,7 @@ class PruneJob:
     ignore: list[str]
     identity: Identity
     resume: bool
+    cache: Path  # folder of what was measured before
     clock: Clock = field(default_factory=Clock)
 
     def run(self, dense: Dense) -> None:
@@ -60,7 +62,9 @@ class PruneJob:
             graph = self._graph(dense.network)
         evaluator = self._evaluator()
         plan = self._plan(graph)
-        environment = self._environment(graph, evaluator, plan, dense.network)
+        with self.clock.phase("choose execution"):
+            execution = self._execution(dense.network, graph, evaluator, plan)
+        environment = self._environment(graph, evaluator, plan, dense.network, execution)
         states = self.identity.run_dir / "checkpoint"
         restored = None if not self.resume else load_state(states, dense.network, graph, self.agent, environment.ledger)
         state = restored or start_state(dense.network, graph, environment.measure(dense.network))
@@ -91,7 +95,7 @@ class PruneJob:
             setup=self.setup,
             clock=self.clock,
             job=self.identity,
-            facts={"targets": self._targets(state, environment.dense)},
+            facts={"execution": execution, "targets": self._targets(state, environment.dense)},
         )
         forget_states(states)
 
@@ -147,7 +151,28 @@ class PruneJob:
         limits.check(graph)
         return {group.name: limits.kept_counts(group.name, group.num_units) for group in graph.groups}
 
-    def _environment(self, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule, teacher: nn.Module) -> Environment:
+    @property
+    def _per_step(self) -> int:
+        """Candidates that a step measures at most."""
+        return min(self.agent.candidates_per_step, self.search.max_candidates or self.agent.candidates_per_step)
+
+    def _execution(self, network: nn.Module, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule) -> str:
+        if self.search.recover_batches:  # what is zero would be trained
+            if self.search.execution not in ("auto", "sliced"):
+                raise UserError(f"search.execution={self.search.execution}: goes not with search.recover_batches; use sliced")
+            return "sliced"
+        return choose_execution(
+            self.search.execution,
+            network,
+            graph,
+            evaluator,
+            schedule=plan,
+            candidates=self._per_step * plan.steps,
+            cache=self.cache,
+            chosen=self.identity.run_dir / "checkpoint" / "execution.json",
+        )
+
+    def _environment(self, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule, teacher: nn.Module, execution: str) -> Environment:
         seed, images, batches = self.identity.seed, self.search.recalibrate_bn, self.search.recover_batches
         return Environment(
             measure=lambda network: evaluator.accuracy(network).top1,
@@ -159,6 +184,7 @@ class PruneJob:
             ledger=Ledger(max_candidates=self.search.max_candidates),
             refresh=Recalibration(self.setup, images, seed) if images else as_it_is,
             prepare=BriefRecovery(self.setup, self.recovery, teacher, batches, seed) if batches else as_it_is,
+            execution=execution,
         )
 
     def _scorer(self) -> Any:
@@ -181,7 +207,6 @@ class PruneJob:
         environment.measure(state.network)
         one = time.perf_counter() - start
         ahead = range(state.step + 1, plan.steps + 1)
-        per_step = min(self.agent.candidates_per_step, self.search.max_candidates or self.agent.candidates_per_step)
         epochs = sum(self.recovery.final_epochs if plan.saves(step) else self.recovery.epochs for step in ahead if plan.recovers(step))
         epochs *= 1 + self.recovery.control
         epoch = 0.0
@@ -194,12 +219,12 @@ class PruneJob:
                 execution=self.setup.execution,
                 seed=self.identity.seed,
             )
-        candidates = per_step * len(ahead)
+        candidates = self._per_step * len(ahead)
         limit = "" if self.schedule.max_minutes is None else f"; the search ends after {self.schedule.max_minutes:g} min at the latest"
         log.info(
             "%s: at most %d candidates (%d a step) on %d images, %.3f s each: %.1f min; recovery: %d epochs of %.1f s: %.1f min; "
             "expected: %.1f min%s",
-            f"resuming behind step {state.step}" if state.step else "search", candidates, per_step, images, one,
+            f"resuming behind step {state.step}" if state.step else "search", candidates, self._per_step, images, one,
             candidates * one / 60, epochs, epoch, epochs * epoch / 60, (candidates * one + epochs * epoch) / 60, limit,
         )  # fmt: skip
 

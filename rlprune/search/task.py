@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rlprune.graph import ChannelGraph, Slicer, prune
 from rlprune.search.allocate import allocate, carried, turns_by_share
+from rlprune.search.execution import MULTIPLES
 from rlprune.search.limits import Goal, Room
 from rlprune.search.schedule import Size
 
@@ -93,6 +94,7 @@ class Environment:
     ledger: Ledger = field(default_factory=Ledger)
     refresh: Callable[[nn.Module], object] = as_it_is  # what a pruned network gets before it is looked at
     prepare: Callable[[nn.Module], nn.Module] = as_it_is  # makes of a candidate the network that is measured
+    execution: str = "sliced"  # how candidates are run: a key of MULTIPLES
 
 
 class Task:
@@ -200,7 +202,7 @@ class Task:
     def _measure(self, action: np.ndarray, counts: np.ndarray, carry: np.ndarray) -> Candidate:
         keep = self.keep(counts)
         if self._slicer is None:
-            self._slicer = Slicer(self.network, self.graph)
+            self._slicer = Slicer(self.network, self.graph, multiple=MULTIPLES[self.environment.execution])
         accuracy = self.environment.ledger.accuracy(partial(self._accuracy, self._slicer, keep))
         macs, params, dense = self.graph.cost.macs(counts), self.graph.cost.params(counts), self.environment.dense
         reward = self.environment.reward(accuracy=accuracy, flops_ratio=1 - macs / dense.macs, params_ratio=1 - params / dense.params)

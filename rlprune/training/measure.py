@@ -49,10 +49,10 @@ def choose_way(
     names = [str(way) for way in execution.ways]
     if len(names) == 1 or count < min(SMALLEST, batch_size):
         return execution
-    best = str(_read(chosen).get("way"))
+    best = str(recall(chosen).get("way"))
     if best not in names:
         path = cache / f"speed-{_key(execution, network, example, count)}.json"
-        rates = _read(path)
+        rates = recall(path)
         if not all(isinstance(rates.get(name), float) for name in names):
             rates = measure_ways(execution, network, example, count)
             if all(rates.values()):  # what failed may have failed by chance
@@ -66,7 +66,7 @@ def choose_way(
     return replace(execution, ways=(way, *(other for other in execution.ways if other != way)))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def recall(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is none."""
     try:
         return read_json(path)
@@ -110,10 +110,13 @@ def _now(device: torch.device) -> float:
 
 def _key(execution: Execution, network: nn.Module, example: Tensor, count: int) -> str:
     """Changes with the network, its images, and the machine."""
-    machine = torch.cuda.get_device_name(execution.device) if execution.device.type == "cuda" else _processor()
-    facts = [repr(network), tuple(example.shape[1:]), count, machine, torch.__version__, list(map(str, execution.ways))]
+    ways = list(map(str, execution.ways))
+    facts = [repr(network), tuple(example.shape[1:]), count, machine(execution.device), torch.__version__, ways]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _processor() -> str:
+def machine(device: torch.device) -> str:
+    """What speed depends on beyond the program."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

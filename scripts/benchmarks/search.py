@@ -1,39 +1,148 @@
-"""Where the time of a candidate goes, and how our evaluator compares with a plain rendition of the published loop.
+"""Where the time of a candidate goes, and how our search compares with a plain rendition of the published loop.
 
-usage: python scripts/benchmarks/search.py [model] [images]
-Both loops measure the same candidates on the same images, in one run, and must agree on every network's parameter count.
-The plain loop copies the network deeply, removes one filter at a time, scores the filters anew for every candidate, and evaluates
-in float32 and batches of 128; ours slices, scores once, and evaluates in the device's fast precision.
+usage: python scripts/benchmarks/search.py [MODEL] [--images 1024] [--split 5000] [--candidates 12] [--plain 3] [--only a,b,c,d]
+
+a: our evaluator against the bare forward passes of the same small networks on the same resident batches.
+b: ours against a plain loop. For every candidate it scores anew, copies the network deeply, removes one filter at a time, and evaluates in
+   float32 and batches of 128 through a DataLoader over PIL images, on the whole search split (--split images); ours scores once a step,
+   slices, and evaluates in the device's fast precision on so many resident images (--images). Both measure the same candidates, in turn,
+   and must agree on every network's parameter count.
+c: how many of the MCQ agent's candidates the allocation cache answers: 100 a step on the channel graphs of ResNet-20 and ResNet-56, with a
+   made-up accuracy and no forward pass.
+d: candidates run sliced, padded and masked, as search.execution=auto measures them.
+
+Images, labels and weights are random: speed does not ask. Times are the best of their rounds in milliseconds, as others may use the machine
+too, and mean something as ratios within one run.
 """
 
+import argparse
 import copy
-import sys
 import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
 
 from rlprune.config import build, conf_dir, load_yaml, shipped
 from rlprune.data.base import Images, Normalization
 from rlprune.graph import Slicer, prune, trace
 from rlprune.search.allocate import allocate
+from rlprune.search.execution import measure_executions
+from rlprune.search.schedule import make_schedule
+from rlprune.seeding import numpy_generator
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.execution import choose_execution
 
-CANDIDATES = 20
+NORMALIZATION = Normalization((0.5,) * 3, (0.25,) * 3)
+PLAIN_BATCH = 128
 
 
-def plain_accuracy(network, images, labels):
+class Stopwatch:
+    """Milliseconds by name, the best of all rounds."""
+
+    def __init__(self):
+        self.best = {}
+
+    def __call__(self, name, function, *arguments):
+        start = time.perf_counter()
+        value = function(*arguments)
+        self.best[name] = min(self.best.get(name, float("inf")), 1000 * (time.perf_counter() - start))
+        return value
+
+    def __getitem__(self, name):
+        return self.best[name]
+
+
+class Bench:
+    """A network, its graph, random images, and candidates that a first step to a sixteenth of the channels leads to."""
+
+    def __init__(self, model, count, split, candidates):
+        torch.manual_seed(0)
+        self.network = build(shipped("model", model, {}), "model", in_channels=3, num_classes=10).eval()
+        pixels, labels = torch.randint(0, 255, (split, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (split,))
+        self.whole = Images(pixels, labels)
+        self.execution = choose_execution(device="cpu", precision="auto", channels_last="auto", compile=False)
+        self.evaluator = Evaluator(self.whole, NORMALIZATION, self.execution).first(count)
+        self.images = NORMALIZATION(pixels[:count]).contiguous(memory_format=torch.channels_last)
+        self.graph = trace(self.network, self.images[:2])
+        self.criterion = build(load_yaml(conf_dir() / "criterion" / "taylor.yaml"), "criterion")
+        self.order = {name: torch.argsort(values).numpy() for name, values in self.scores().items()}
+        generator, graph = np.random.default_rng(0), self.graph
+        shares = graph.num_units * graph.channels_per_unit / graph.num_channels
+        noisy = [np.maximum(0, shares + 0.04 * generator.standard_normal(len(shares))) for _ in range(candidates)]
+        self.plans = [allocate(row, graph.num_channels // 16, graph.channels_per_unit, graph.num_units - 1) for row in noisy]
+
+    def scores(self):
+        """Of every unit, on 100 images, as the published loop."""
+        return self.criterion.scores(self.network, self.graph, self.images[:100], self.whole.labels[:100])
+
+    def keep(self, counts):
+        """The units that stay."""
+        return {group.name: self.order[group.name][gone:] for group, gone in zip(self.graph.groups, counts, strict=True)}
+
+
+# -- a: ours and bare forward passes ------------------------------------------------------------------------------------------------------
+
+
+def time_ours(bench, clock):
+    slicer = Slicer(bench.network, bench.graph)
+    for _ in range(3):
+        clock("score", bench.scores)
+    for counts in bench.plans:
+        small = prune(bench.network, bench.graph, bench.keep(counts)).to(memory_format=torch.channels_last)
+        clock("bare forward", bare_forward, bench, small)
+        candidate = clock("slice", slicer, bench.keep(counts))
+        clock("evaluate", bench.evaluator.accuracy, candidate)
+
+
+def bare_forward(bench, small):
+    with torch.inference_mode(), bench.execution.autocast():
+        for batch in bench.images.split(bench.evaluator.batch_size):
+            small(batch)
+
+
+def our_milliseconds(clock, per_step):
+    return clock["slice"] + clock["evaluate"] + clock["score"] / per_step
+
+
+def report_ours(clock, per_step):
+    ours, bare = our_milliseconds(clock, per_step), clock["bare forward"]
+    print("a: ours")
+    print(f"   slice {clock['slice']:.1f}, evaluate {clock['evaluate']:.1f}, scores {clock['score']:.1f} shared by {per_step}: {ours:.1f}")
+    print(f"   {1000 / ours:.2f} candidates/s; bare forward passes {bare:.1f}, {1000 / bare:.2f}/s: ours over bare {bare / ours:.3f}")
+
+
+# -- b: the plain loop --------------------------------------------------------------------------------------------------------------------
+
+
+class Pictures(Dataset):
+    """PIL images and labels, as torchvision's CIFAR-10 gives them."""
+
+    def __init__(self, images):
+        self.pixels, self.labels = images.pixels.permute(0, 2, 3, 1).contiguous().numpy(), images.labels.tolist()
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(NORMALIZATION.mean, NORMALIZATION.std)])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+
+def plain_accuracy(network, loader):
     correct = 0
     with torch.no_grad():
-        for x, y in zip(images.split(128), labels.split(128), strict=True):
-            correct += int((network(x).argmax(1) == y).sum())
-    return correct / len(labels)
+        for images, labels in loader:
+            correct += int((network(images).argmax(1) == labels).sum())
+    return correct / len(loader.dataset)
 
 
 def one_filter_at_a_time(network, graph, order, counts):
     """A deep copy from which every unit is cut on its own, out of the tensors of its group alone."""
-    small = copy.deepcopy(network)
+    small = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     owned = {}
     for group in graph.groups:
         for member in group.members:
@@ -53,78 +162,148 @@ def one_filter_at_a_time(network, graph, order, counts):
     return small
 
 
-class Stopwatch:
-    """Seconds by name."""
-
-    def __init__(self):
-        self.seconds = {}
-
-    def __call__(self, name, function, *arguments):
-        start = time.perf_counter()
-        value = function(*arguments)
-        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
-        return value
-
-    def sum_of_means(self, *names):
-        return sum(sum(self.seconds[name]) / len(self.seconds[name]) for name in names)
-
-
-def draw_plans(graph):
-    shares = graph.num_units * graph.channels_per_unit / graph.num_channels
-    generator = np.random.default_rng(0)
-    noise = 0.04 * generator.standard_normal((CANDIDATES, len(shares)))
-    budget = graph.num_channels // 16
-    return [allocate(np.maximum(0, shares + row), budget, graph.channels_per_unit, graph.num_units - 1) for row in noise]
+def time_plain(bench, clock, candidates, workers):
+    pictures = Pictures(bench.whole)
+    few = Subset(pictures, range(len(bench.evaluator)))
+    slicer = Slicer(bench.network, bench.graph)
+    for counts in bench.plans[:candidates]:
+        clock("plain score", bench.scores)
+        small = clock("plain copy and remove", one_filter_at_a_time, bench.network, bench.graph, bench.order, counts)
+        ours = slicer(bench.keep(counts))
+        assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in ours.parameters()) == bench.graph.cost.params(counts)
+        for count in workers:
+            clock(f"plain evaluate {count}", plain_accuracy, small, DataLoader(pictures, PLAIN_BATCH, num_workers=count))
+            clock(f"plain evaluate few {count}", plain_accuracy, small, DataLoader(few, PLAIN_BATCH, num_workers=count))
+        clock("b: slice", slicer, bench.keep(counts))  # again, in turn with the plain loop
+        clock("b: evaluate", bench.evaluator.accuracy, ours)
+        clock("b: bare forward", bare_forward, bench, ours)
 
 
-def report(clock, title):
-    print(f"{title}; milliseconds a candidate")
-    for name in clock.seconds:
-        print(f"  {name:<24}{1000 * clock.sum_of_means(name):9.2f}")
-    ours = clock.sum_of_means("slice", "forward") + clock.sum_of_means("score") / CANDIDATES
-    work = clock.sum_of_means("plain: score", "plain: copy and remove")
-    bare, forward = clock.sum_of_means("bare forward"), clock.sum_of_means("plain: forward")
-    print(f"  ours {1000 * ours:.1f} (score shared by {CANDIDATES}); bare forward passes over it {bare / ours:.2f}")
-    print(f"  the plain loop is {(work + forward) / ours:.1f} times slower, at equal precision and format {(work + bare) / ours:.1f} times")
+def report_plain(bench, clock, per_step, workers):
+    ours = clock["b: slice"] + clock["b: evaluate"] + clock["plain score"] / per_step
+    work, split, used = clock["plain score"] + clock["plain copy and remove"], len(bench.whole), len(bench.evaluator)
+    print("b: the plain loop")
+    print(f"   score {clock['plain score']:.1f}, copy and remove {clock['plain copy and remove']:.1f}; ours {ours:.1f} in turn with it")
+    for count in workers:
+        whole, few = clock[f"plain evaluate {count}"], clock[f"plain evaluate few {count}"]
+        print(f"   {count} workers: evaluate {whole:.0f} on {split} images, {few:.0f} on {used}")
+        print(f"      the plain loop on {split}, ours on {used}: {(work + whole) / ours:.1f} times")
+        print(f"      both on {used}: {(work + few) / ours:.1f} times")
+    print(f"   both on {used} resident images in {bench.execution.dtype}: {(work + clock['b: bare forward']) / ours:.2f} times")
+
+
+# -- c: the allocation cache --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """A candidate with a made-up accuracy."""
+
+    action: np.ndarray
+    counts: np.ndarray
+    reward: float
+
+    @property
+    def accuracy(self):
+        """Nothing but accuracy is rewarded."""
+        return self.reward
+
+
+@dataclass
+class StubTask:
+    """`rlprune.search.task.Task` without networks: accuracy falls with the share of units that each group has lost, squared."""
+
+    step: int
+    steps: int
+    units: np.ndarray  # that are left
+    dense: np.ndarray
+    weights: np.ndarray  # channels of a unit
+    budget: int
+    sensitivity: np.ndarray
+    known: dict = field(default_factory=dict)
+    repeated: int = 0
+    exhausted: bool = False
+    accuracy: float = 1.0
+
+    @property
+    def channel_shares(self):
+        """Of the channels that are left."""
+        channels = self.units * self.weights
+        return channels / channels.sum()
+
+    def evaluate(self, action):
+        """As Task does: what rounds to the same units is measured once."""
+        counts = allocate(action, self.budget, self.weights, self.units - 1)
+        key = tuple(counts.tolist())
+        self.repeated += key in self.known
+        if key not in self.known:
+            lost = 1 - (self.units - counts) / self.dense
+            self.known[key] = round(1024 * float(np.exp(-(self.sensitivity * lost**2).mean()))) / 1024
+        return Outcome(action, counts, self.known[key])
+
+
+def hit_rate(model, steps, sparsity):
+    """Share of candidates that were measured before, within their step."""
+    network = build(shipped("model", model, {}), "model", in_channels=3, num_classes=10).eval()
+    graph = trace(network, torch.zeros(2, 3, 32, 32), prove=False)
+    agent = build(load_yaml(conf_dir() / "agent" / "mcq.yaml"), "agent")
+    removable = int(graph.channels_per_unit @ (graph.num_units - 1))
+    schedule = make_schedule(sparsity=sparsity, steps=steps, period=1, save_at=[], channels=graph.num_channels, removable=removable)
+    sensitivity = np.random.default_rng(0).exponential(4, len(graph.groups))
+    units, repeated, drawn = graph.num_units.copy(), 0, 0
+    for step in range(steps):
+        budget = schedule.targets[step] - int(graph.channels_per_unit @ (graph.num_units - units))
+        task = StubTask(step, steps, units, graph.num_units, graph.channels_per_unit, budget, sensitivity)
+        units = units - agent.decide(task, numpy_generator(0, f"agent/{step + 1}")).counts
+        repeated, drawn = repeated + task.repeated, drawn + task.repeated + len(task.known)
+    return repeated / drawn, drawn
+
+
+def report_cache():
+    print("c: candidates that the allocation cache answers, repeated / (repeated + distinct)")
+    for model in ("resnet20", "resnet56"):
+        for steps, sparsity in ((10, 0.5), (75, 0.75)):
+            rate, drawn = hit_rate(model, steps, sparsity)
+            print(f"   {model}, {steps} steps to {100 * sparsity:.0f} %: {rate:.3f} of {drawn}")
+
+
+# -- d: sliced, padded, masked ------------------------------------------------------------------------------------------------------------
+
+
+def report_executions(bench):
+    print("d: milliseconds a candidate, built and evaluated, best of three")
+    removable = int(bench.graph.channels_per_unit @ (bench.graph.num_units - 1))
+    for steps in (1, 10):
+        schedule = make_schedule(sparsity=0.5, steps=steps, period=1, save_at=[], channels=bench.graph.num_channels, removable=removable)
+        seconds = measure_executions(bench.network, bench.graph, bench.evaluator, schedule)
+        times = ", ".join(f"{name} {1000 * value:.1f}" for name, value in seconds.items())
+        print(f"   50 % of the channels, {'in one step' if steps == 1 else f'step {steps // 2 + 1} of {steps}'}: {times}")
 
 
 def main():
-    model = sys.argv[1] if len(sys.argv) > 1 else "resnet20"
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 1024
-    torch.manual_seed(0)
-    network = build(shipped("model", model, {}), "model", in_channels=3, num_classes=10).eval()
-    pixels, labels = torch.randint(0, 255, (count, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (count,))
-    normalization = Normalization((0.5,) * 3, (0.25,) * 3)
-    execution = choose_execution(device="cpu", precision="auto", channels_last="auto", compile=False)
-    evaluator = Evaluator(Images(pixels, labels), normalization, execution)
-    images = normalization(pixels)
-    graph = trace(network, images[:2])
-    criterion = build(load_yaml(conf_dir() / "criterion" / "taylor.yaml"), "criterion")
-    scoring = (criterion.scores, network, graph, images[:100], labels[:100])
-    criterion.scores(*scoring[1:])  # warms up
-    evaluator.accuracy(network)
-    clock, plans, sizes = Stopwatch(), draw_plans(graph), []
-    order = {name: torch.argsort(values).numpy() for name, values in clock("score", *scoring).items()}
-    keeps = [{g.name: order[g.name][c:] for g, c in zip(graph.groups, counts, strict=True)} for counts in plans]
-    slicer = Slicer(network, graph)
-    for keep in keeps:
-        candidate = clock("slice", slicer, keep)
-        clock("forward", evaluator.accuracy, candidate)
-        sizes.append(sum(parameter.numel() for parameter in candidate.parameters()))
-
-    def bare(small):
-        with torch.inference_mode(), execution.autocast():
-            for batch in images.contiguous(memory_format=torch.channels_last).split(512):
-                small(batch)
-
-    for keep in keeps:
-        clock("bare forward", bare, prune(network, graph, keep).to(memory_format=torch.channels_last))
-    for counts, size in zip(plans, sizes, strict=True):
-        clock("plain: score", *scoring)
-        small = clock("plain: copy and remove", one_filter_at_a_time, network, graph, order, counts)
-        assert sum(parameter.numel() for parameter in small.parameters()) == size
-        clock("plain: forward", plain_accuracy, small, images, labels)
-    report(clock, f"{model}, {count} images, {execution.dtype or torch.float32}, {torch.get_num_threads()} threads")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", nargs="?", default="resnet20")
+    parser.add_argument("--images", type=int, default=1024, help="that ours measures a candidate on")
+    parser.add_argument("--split", type=int, default=5000, help="images of the search split, on which the plain loop does")
+    parser.add_argument("--candidates", type=int, default=12)
+    parser.add_argument("--plain", type=int, default=3, help="candidates of the plain loop")
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 2], help="of the plain loop's DataLoader")
+    parser.add_argument("--only", default="a,b,c,d")
+    options = parser.parse_args()
+    bench = Bench(options.model, options.images, options.split, max(options.candidates, options.plain))
+    clock, parts = Stopwatch(), options.only.split(",")
+    per_step = build(load_yaml(conf_dir() / "agent" / "mcq.yaml"), "agent").candidates_per_step
+    print(f"{options.model}, {options.images} images, {bench.execution.dtype or torch.float32}, {torch.get_num_threads()} threads")
+    if "a" in parts:
+        time_ours(bench, clock)
+        report_ours(clock, per_step)
+    if "b" in parts:
+        time_plain(bench, clock, options.plain, options.workers)
+        report_plain(bench, clock, per_step, options.workers)
+    if "c" in parts:
+        report_cache()
+    if "d" in parts:
+        report_executions(bench)
 
 
 if __name__ == "__main__":
