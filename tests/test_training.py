@@ -178,6 +178,14 @@ def test_out_of_memory_halves_the_batch_and_says_so(caplog):
         evaluator.accuracy(Fixed(limit=0))
 
 
+def test_fewer_images_are_measured_in_the_same_way():
+    images, net = task(), network()
+    evaluator = Evaluator(images, PLAIN, CPU, batch_size=24)
+    few = evaluator.first(40)
+    assert (len(few), few.batch_size, Evaluator(images, PLAIN, CPU).batch_size) == (40, 24, 256)
+    assert few.accuracy(net) == Evaluator(images.subset(np.arange(40)), PLAIN, CPU).accuracy(net)
+
+
 def test_large_splits_are_normalised_batch_by_batch(monkeypatch):
     monkeypatch.setattr("rlprune.training.evaluate.RESIDENT_BYTES", 10)
     images, net = task(), network()

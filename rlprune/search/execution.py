@@ -63,9 +63,9 @@ def choose_execution(
             raise UserError(f"search.execution={name}: changes this network's outputs; use auto or sliced")
         return name
     count = min(len(evaluator), MOST, int(SHARE * candidates * len(evaluator) / (len(MULTIPLES) * (ROUNDS + 1))))
-    kept = recall(chosen).get("execution")
+    kept = str(recall(chosen).get("execution"))
     if kept in MULTIPLES or count < min(FEWEST, len(evaluator)):
-        return str(kept or "sliced")
+        return kept if kept in MULTIPLES else "sliced"
     path = cache / f"execution-{_key(network, graph, evaluator, schedule, count)}.json"
     seconds = recall(path)
     if not (set(seconds) <= set(MULTIPLES) and all(isinstance(value, float) for value in seconds.values()) and "sliced" in seconds):

@@ -264,7 +264,9 @@ def report_cache():
     for model in ("resnet20", "resnet56"):
         for steps, sparsity in ((10, 0.5), (75, 0.75)):
             rate, drawn = hit_rate(model, steps, sparsity)
-            print(f"   {model}, {steps} steps to {100 * sparsity:.0f} %: {rate:.3f} of {drawn}")
+            print(
+                f"   {model}, {steps} steps to {100 * sparsity:.0f} %: {rate:.3f} of {drawn}, {1 / (1 - rate):.2f} drawn for each measured"
+            )
 
 
 # -- d: sliced, padded, masked ------------------------------------------------------------------------------------------------------------
