@@ -10,7 +10,7 @@ import rlprune
 from rlprune.data.base import Images, Normalization
 from rlprune.errors import UserError
 from rlprune.search.execution import choose_execution, exact_executions, measure_executions
-from rlprune.search.schedule import make_schedule
+from rlprune.search.schedule import Size, Targets, make_schedule
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.execution import Execution, Way
 
@@ -27,7 +27,8 @@ def search():
 
 
 def schedule(graph, steps=4):
-    return make_schedule(sparsity=0.5, steps=steps, period=1, save_at=[], channels=graph.num_channels, removable=15)
+    targets, dense = Targets(0.5, None, None, None), Size(graph.num_channels, graph.macs({}), graph.params({}))
+    return make_schedule(targets=targets, steps=steps, period=1, save_at=[], dense=dense, smallest=Size(3, 0, 0))
 
 
 def wrong(graph):

@@ -307,8 +307,8 @@ def test_a_student_that_beats_its_teacher_takes_its_place(traced):
 
 def search(network, graph, folder, *, at=None, signals=(), recover=lambda *_: None, deadline=None, steps=2):
     """A search of some steps by MCQ, kept in a folder; `signals` come while the candidate `at` is measured."""
-    schedule = make_schedule(sparsity=0.5, steps=steps, period=1, save_at=[], channels=graph.num_channels, removable=15)
-    settings, _ = environment(graph, schedule.targets)
+    schedule = schedule_of(graph, steps=steps, period=1, save_at=[])
+    settings, _ = environment(graph, schedule.goals)
     settings.ledger.deadline = deadline
     measured = []
 
