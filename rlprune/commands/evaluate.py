@@ -21,6 +21,7 @@ def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None
     from rlprune.results.finish import Tested, finish
     from rlprune.results.record import Clock, Identity
     from rlprune.training.evaluate import Evaluator
+    from rlprune.training.merged import mergeable
 
     if config.run is None and config.checkpoint is None and config.model.get("weights") is None:
         raise UserError("run: name a run folder, run=outputs/prune/RUN, or weights, checkpoint=FILE with model=...")
@@ -44,8 +45,9 @@ def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None
         setup = make_setup(config, choices).fitted_to(artefact.origin)
         dense, name, network = None, "recovered", artefact.network
         sparsity, facts = float(artefact.plan.get("sparsity", 0.0)), {"run": str(folder)}
-    evaluator = Evaluator(setup.splits.search, setup.splits.normalization, setup.execution)
     network.to(setup.execution.device)
+    pairs = mergeable(network, setup.example())  # as the search does
+    evaluator = Evaluator(setup.splits.search, setup.splits.normalization, setup.execution, pairs=pairs)
     tested = Tested(name, network, sparsity, sparsity, trace(network, setup.example(), prove=False).macs({}))
     job = Identity("evaluate", run_dir, choices, config.seed)
     finish([tested], history=None, dense=dense, evaluator=evaluator, setup=setup, clock=Clock(), job=job, facts=facts)

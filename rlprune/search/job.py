@@ -32,6 +32,7 @@ from rlprune.setup import Setup
 from rlprune.skeleton import BudgetConfig, ScheduleConfig, SearchConfig
 from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
+from rlprune.training.merged import mergeable
 from rlprune.training.recover import Recovery, epoch_seconds, recover
 from rlprune.training.refresh import BriefRecovery, Recalibration
 
@@ -60,7 +61,7 @@ class PruneJob:
         """Trace, search, recover, test, write."""
         with self.clock.phase("trace and verify"):
             graph = self._graph(dense.network)
-        evaluator = self._evaluator()
+        evaluator = self._evaluator(dense.network)
         plan = self._plan(graph)
         with self.clock.phase("choose execution"):
             execution = self._execution(dense.network, graph, evaluator, plan)
@@ -128,10 +129,11 @@ class PruneJob:
             )
         return graph
 
-    def _evaluator(self) -> Evaluator:
+    def _evaluator(self, network: nn.Module) -> Evaluator:
         images, samples = self.setup.splits.search, self.search.samples
         images = self.setup.dataset.hold(sample(images, samples, numpy_generator(self.identity.seed, "search samples")))
-        return Evaluator(images, self.setup.splits.normalization, self.setup.execution)
+        pairs = mergeable(network, self.setup.example())
+        return Evaluator(images, self.setup.splits.normalization, self.setup.execution, pairs=pairs)
 
     def _plan(self, graph: ChannelGraph) -> Schedule:
         dense = _size(graph, np.zeros(len(graph.groups), dtype=int))
