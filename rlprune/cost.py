@@ -1,5 +1,6 @@
 """Closed-form MACs and parameters of any plan, and measured latency."""
 
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class Taken:
 
     def total(self, counts: np.ndarray, num_rows: int) -> np.ndarray:
         """Entries gone from every tensor after `counts` units were removed from each group; shape (..., group) → (..., tensor)."""
-        plans = counts.reshape(-1, counts.shape[-1])
+        plans = counts.reshape(math.prod(counts.shape[:-1]), counts.shape[-1])
         rows = (self.rows + num_rows * np.arange(len(plans))[:, None]).ravel()
         gone = np.bincount(rows, weights=(self.entries * plans[:, self.groups]).ravel(), minlength=len(plans) * num_rows)
         return gone.reshape(*counts.shape[:-1], num_rows)

@@ -660,7 +660,7 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
     ("line", "message"),
     [
         (("prune", "device=cuda:77"), "device=cuda:77: this machine has"),
-        (("prune", "agent=sac"), "agent=sac: unknown; choose one of mcq, uniform"),
+        (("prune", "agent=sac"), "agent=sac: unknown; choose one of global, mcq, random_search, uniform"),
         (("prune", "schedule.stepz=1"), "schedule.stepz: no such key (did you mean schedule.steps?)"),
         (("prune", "+foo=1"), "foo: no such key"),
         (("prune", "~seed"), "seed: is missing"),
@@ -681,7 +681,7 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
             "has no `scores`",
         ),
         (("prune", "channels_last=maybe"), "channels_last=maybe"),
-        (("prune", "agent="), "agent=: unknown; choose one of mcq, uniform"),
+        (("prune", "agent="), "agent=: unknown; choose one of global, mcq, random_search, uniform"),
         (("prune", "model=null"), "a group was set to null"),
         (("prune", "experiment=foo"), "experiment=foo: unknown; choose one of cifar10_resnet20"),
         (("prune", "training.optimizer=adamw"), "choose one with optimizer@training.optimizer=NAME: adamw, sgd"),
@@ -768,13 +768,13 @@ def test_the_bare_command_help_version_and_completion(rlprune, monkeypatch):
     assert rlprune("--version")[1].startswith("rlprune ")
     code, out, _ = rlprune("prune", "--help")
     assert code == 0
-    assert "agent: mcq, uniform" in out
+    assert "agent: global, mcq, random_search, uniform" in out
     code, out, _ = rlprune("prune", "--cfg", "job", "agent=uniform")
     assert (code, "rlprune.agents.uniform.Uniform" in out) == (0, True)
     monkeypatch.setenv("COMP_LINE", "rlprune pr")
     assert rlprune("-sc", "query=bash")[1].split() == ["prune"]
     monkeypatch.setenv("COMP_LINE", "rlprune prune agent=")
-    assert rlprune("-sc", "query=bash")[1].split() == ["agent=mcq", "agent=uniform"]
+    assert rlprune("-sc", "query=bash")[1].split() == ["agent=global", "agent=mcq", "agent=random_search", "agent=uniform"]
     monkeypatch.delenv("COMP_LINE")
     code, out, _ = rlprune("-sc", "install=bash")
     assert (code, "complete" in out) == (0, True)

@@ -5,8 +5,8 @@ usage: python scripts/benchmarks/search.py [MODEL] [--images 1024] [--split 5000
 a: our evaluator against the bare forward passes of the same small networks on the same resident batches.
 b: ours against a plain loop. For every candidate it scores anew, copies the network deeply, removes one filter at a time, and evaluates in
    float32 and batches of 128 through a DataLoader over PIL images, on the whole search split (--split images); ours scores once a step,
-   slices, and evaluates in the device's fast precision on so many resident images (--images). Both measure the same candidates, in turn,
-   and must agree on every network's parameter count.
+   slices, merges batch norms, and evaluates in the device's fast precision on so many resident images (--images). Both measure the same
+   candidates, in turn, and must agree on every network's parameter count.
 c: how many of the MCQ agent's candidates the allocation cache answers: 100 a step on the channel graphs of ResNet-20 and ResNet-56, with a
    made-up accuracy and no forward pass.
 d: candidates run sliced, padded and masked, as search.execution=auto measures them.
@@ -18,7 +18,7 @@ too, and mean something as ratios within one run.
 import argparse
 import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,12 +29,15 @@ from torchvision import transforms
 from rlprune.config import build, conf_dir, load_yaml, shipped
 from rlprune.data.base import Images, Normalization
 from rlprune.graph import Slicer, prune, trace
-from rlprune.search.allocate import allocate
+from rlprune.search.allocate import allocate, turns_by_share
 from rlprune.search.execution import measure_executions
-from rlprune.search.schedule import make_schedule
+from rlprune.search.limits import Goal, Room
+from rlprune.search.schedule import Size, Targets, make_schedule
+from rlprune.search.task import Environment, Task
 from rlprune.seeding import numpy_generator
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.execution import choose_execution
+from rlprune.training.merged import mergeable
 
 NORMALIZATION = Normalization((0.5,) * 3, (0.25,) * 3)
 PLAIN_BATCH = 128
@@ -61,19 +64,23 @@ class Bench:
 
     def __init__(self, model, count, split, candidates):
         torch.manual_seed(0)
+        self.model = model
         self.network = build(shipped("model", model, {}), "model", in_channels=3, num_classes=10).eval()
         pixels, labels = torch.randint(0, 255, (split, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (split,))
         self.whole = Images(pixels, labels)
         self.execution = choose_execution(device="cpu", precision="auto", channels_last="auto", compile=False)
-        self.evaluator = Evaluator(self.whole, NORMALIZATION, self.execution).first(count)
         self.images = NORMALIZATION(pixels[:count]).contiguous(memory_format=torch.channels_last)
+        pairs = mergeable(self.network, self.images[:2])
+        self.evaluator = Evaluator(self.whole, NORMALIZATION, self.execution, pairs=pairs).first(count)
         self.graph = trace(self.network, self.images[:2])
         self.criterion = build(load_yaml(conf_dir() / "criterion" / "taylor.yaml"), "criterion")
         self.order = {name: torch.argsort(values).numpy() for name, values in self.scores().items()}
         generator, graph = np.random.default_rng(0), self.graph
         shares = graph.num_units * graph.channels_per_unit / graph.num_channels
         noisy = [np.maximum(0, shares + 0.04 * generator.standard_normal(len(shares))) for _ in range(candidates)]
-        self.plans = [allocate(row, graph.num_channels // 16, graph.channels_per_unit, graph.num_units - 1) for row in noisy]
+        room = Room(graph, [np.arange(units, 0, -1) for units in graph.num_units])
+        goal = Goal(graph.num_channels - graph.num_channels // 16, float("inf"), float("inf"), True)
+        self.plans = [allocate(turns_by_share(row, np.zeros(len(row)), room), room, goal) for row in noisy]
 
     def scores(self):
         """Of every unit, on 100 images, as the published loop."""
@@ -190,73 +197,48 @@ def report_plain(bench, clock, per_step, workers):
         print(f"      the plain loop on {split}, ours on {used}: {(work + whole) / ours:.1f} times")
         print(f"      both on {used}: {(work + few) / ours:.1f} times")
     print(f"   both on {used} resident images in {bench.execution.dtype}: {(work + clock['b: bare forward']) / ours:.2f} times")
+    rate, drawn = hit_rate(bench.model, 75, 0.75)
+    whole = clock[f"plain evaluate {workers[0]}"]
+    print(
+        f"   a search of 75 steps to 75 %, {drawn} candidates drawn, {rate:.3f} of them known: {(work + whole) / ours / (1 - rate):.1f} times"
+    )
 
 
 # -- c: the allocation cache --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Outcome:
-    """A candidate with a made-up accuracy."""
+class StubTask(Task):
+    """A step whose candidates are not run: accuracy falls with the share of units that each group has lost, squared."""
 
-    action: np.ndarray
-    counts: np.ndarray
-    reward: float
-
-    @property
-    def accuracy(self):
-        """Nothing but accuracy is rewarded."""
-        return self.reward
+    def _accuracy(self, slicer, keep):
+        sensitivity = np.random.default_rng(0).exponential(4, len(self.graph.groups))
+        dense = [counts[0] for counts in self.environment.kept_counts.values()]
+        lost = 1 - np.array([len(keep[group.name]) for group in self.graph.groups]) / dense
+        return round(1024 * float(np.exp(-(sensitivity * lost**2).mean()))) / 1024
 
 
-@dataclass
-class StubTask:
-    """`rlprune.search.task.Task` without networks: accuracy falls with the share of units that each group has lost, squared."""
-
-    step: int
-    steps: int
-    units: np.ndarray  # that are left
-    dense: np.ndarray
-    weights: np.ndarray  # channels of a unit
-    budget: int
-    sensitivity: np.ndarray
-    known: dict = field(default_factory=dict)
-    repeated: int = 0
-    exhausted: bool = False
-    accuracy: float = 1.0
-
-    @property
-    def channel_shares(self):
-        """Of the channels that are left."""
-        channels = self.units * self.weights
-        return channels / channels.sum()
-
-    def evaluate(self, action):
-        """As Task does: what rounds to the same units is measured once."""
-        counts = allocate(action, self.budget, self.weights, self.units - 1)
-        key = tuple(counts.tolist())
-        self.repeated += key in self.known
-        if key not in self.known:
-            lost = 1 - (self.units - counts) / self.dense
-            self.known[key] = round(1024 * float(np.exp(-(self.sensitivity * lost**2).mean()))) / 1024
-        return Outcome(action, counts, self.known[key])
+def schedule_of(graph, steps, sparsity):
+    none = np.zeros(len(graph.groups))
+    dense = Size(graph.num_channels, graph.cost.macs(none), graph.cost.params(none))
+    targets, smallest = Targets(sparsity, None, None, None), replace(dense, channels=int(graph.channels_per_unit.sum()))
+    return make_schedule(targets=targets, steps=steps, period=1, save_at=[], dense=dense, smallest=smallest), dense
 
 
 def hit_rate(model, steps, sparsity):
-    """Share of candidates that were measured before, within their step."""
+    """Share of candidates that were measured before, within their step, and how many were drawn."""
     network = build(shipped("model", model, {}), "model", in_channels=3, num_classes=10).eval()
     graph = trace(network, torch.zeros(2, 3, 32, 32), prove=False)
-    agent = build(load_yaml(conf_dir() / "agent" / "mcq.yaml"), "agent")
-    removable = int(graph.channels_per_unit @ (graph.num_units - 1))
-    schedule = make_schedule(sparsity=sparsity, steps=steps, period=1, save_at=[], channels=graph.num_channels, removable=removable)
-    sensitivity = np.random.default_rng(0).exponential(4, len(graph.groups))
-    units, repeated, drawn = graph.num_units.copy(), 0, 0
+    plugins = (("agent", "mcq"), ("criterion", "l1"), ("reward", "accuracy"))
+    agent, criterion, reward = (build(load_yaml(conf_dir() / group / f"{name}.yaml"), group) for group, name in plugins)
+    schedule, dense = schedule_of(graph, steps, sparsity)
+    kept_counts = {group.name: np.arange(group.num_units, 0, -1) for group in graph.groups}
+    environment = Environment(None, reward, criterion.scores, dense, schedule.goals, kept_counts)
+    carry, ledger = None, environment.ledger
     for step in range(steps):
-        budget = schedule.targets[step] - int(graph.channels_per_unit @ (graph.num_units - units))
-        task = StubTask(step, steps, units, graph.num_units, graph.channels_per_unit, budget, sensitivity)
-        units = units - agent.decide(task, numpy_generator(0, f"agent/{step + 1}")).counts
-        repeated, drawn = repeated + task.repeated, drawn + task.repeated + len(task.known)
-    return repeated / drawn, drawn
+        task = StubTask(environment, network, graph, step, carry)
+        chosen = agent.decide(task, numpy_generator(0, f"agent/{step + 1}"))
+        network, graph, carry = prune(network, graph, chosen.keep), graph.after(chosen.keep), chosen.carry
+    return ledger.repeated / (ledger.repeated + ledger.distinct), ledger.repeated + ledger.distinct
 
 
 def report_cache():
@@ -274,9 +256,8 @@ def report_cache():
 
 def report_executions(bench):
     print("d: milliseconds a candidate, built and evaluated, best of three")
-    removable = int(bench.graph.channels_per_unit @ (bench.graph.num_units - 1))
     for steps in (1, 10):
-        schedule = make_schedule(sparsity=0.5, steps=steps, period=1, save_at=[], channels=bench.graph.num_channels, removable=removable)
+        schedule, _ = schedule_of(bench.graph, steps, 0.5)
         seconds = measure_executions(bench.network, bench.graph, bench.evaluator, schedule)
         times = ", ".join(f"{name} {1000 * value:.1f}" for name, value in seconds.items())
         print(f"   50 % of the channels, {'in one step' if steps == 1 else f'step {steps // 2 + 1} of {steps}'}: {times}")
