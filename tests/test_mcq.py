@@ -182,7 +182,7 @@ def test_uniform_follows_the_channels_and_keeps_nothing():
 
 
 def test_random_search_carries_out_its_best_draw_and_learns_nothing():
-    search, task = RandomSearch(candidates=20, noise_std=0.04), Toy()
+    search, task = RandomSearch(candidates=20, noise_std=0.04, ranking=None), Toy()
     chosen = search.decide(task, np.random.default_rng(0))
     assert len(task.seen) == search.candidates_per_step == 20
     assert chosen.reward == max(1 - np.abs(action - BEST).sum() for action in task.seen)
@@ -190,7 +190,7 @@ def test_random_search_carries_out_its_best_draw_and_learns_nothing():
     later.channel_shares = BEST  # a later network's shares do not matter
     search.decide(later, np.random.default_rng(1))
     assert np.abs(np.mean(later.seen, axis=0) - 0.25).max() < 0.02
-    again = RandomSearch(candidates=20, noise_std=0.04)
+    again = RandomSearch(candidates=20, noise_std=0.04, ranking=None)
     again.load_state_dict(search.state_dict())
     np.testing.assert_array_equal(again.shares, np.full(4, 0.25))
     hurried = Toy()
@@ -201,9 +201,33 @@ def test_random_search_carries_out_its_best_draw_and_learns_nothing():
 
 def test_mcq_beats_random_search_with_as_many_candidates():
     learned = np.mean([outcome.reward for outcome in search(agent())[-5:]])
-    drawn = RandomSearch(candidates=100, noise_std=0.04)
+    drawn = RandomSearch(candidates=100, noise_std=0.04, ranking=None)
     blind = np.mean([drawn.decide(Toy(step), np.random.default_rng([0, step])).reward for step in range(30)][-5:])
     assert learned > blind + 0.3
+
+
+@pytest.mark.parametrize("kind", ["mcq", "random_search"])
+def test_a_search_can_start_each_step_from_the_ranking(kind):
+    class Ranked(Toy):
+        def __init__(self):
+            super().__init__()
+            self.scores, self.ranked = [np.ones(2)] * 4, 0
+
+        def evaluate_ranking(self, scores):
+            self.ranked += 1
+            return self.evaluate(BEST)
+
+    task = Ranked()
+    if kind == "mcq":
+        searching = agent(ranking="mean", epsilon=0.0, stages=3)
+    else:
+        searching = RandomSearch(candidates=30, noise_std=0.04, ranking="mean")
+    chosen = searching.decide(task, np.random.default_rng(0))
+    assert chosen.reward == 1.0
+    assert (task.ranked, len(task.seen)) == (1, 30)
+    np.testing.assert_array_equal(task.seen[0], BEST)
+    if kind == "mcq":
+        assert np.abs(searching.distribution - BEST).sum() < np.abs(0.25 - BEST).sum()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """What an agent is, and what it may ask of its task."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+
+Normalization = Literal["mean", "l2", "max", "none"]
+"""What a group's scores are divided by to be comparable with those of others: their mean, l2 norm (Molchanov et al. 2017), maximum, 1."""
 
 
 class Outcome(Protocol):
@@ -79,3 +82,11 @@ def noisy(distribution: np.ndarray, noise_std: float, generator: np.random.Gener
     noise = noise_std * generator.random() * generator.standard_normal(len(distribution))
     action = np.maximum(distribution + noise, 0)
     return action / action.sum() if action.sum() > 0 else distribution.copy()
+
+
+def comparable(scores: Sequence[np.ndarray], normalization: Normalization) -> list[np.ndarray]:
+    """Scores of each group's units, shape (unit,), divided by what makes them comparable over groups; zeros stay zeros."""
+    scales = []
+    for sizes in map(np.abs, scores):
+        scales.append({"mean": sizes.mean(), "l2": np.linalg.norm(sizes), "max": sizes.max(), "none": 1.0}[normalization])
+    return [values / (scale or 1.0) for values, scale in zip(scores, scales, strict=True)]

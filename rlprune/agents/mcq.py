@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlprune.agents.base import StepTask, noisy
+from rlprune.agents.base import Normalization, StepTask, comparable, noisy
 
 
 @dataclass
@@ -37,6 +37,8 @@ class MCQ:
         epsilon_decay: how it falls to 0: `constant` (it does not), `linear` or `cosine`.
         epsilon_fraction: share of the pruning steps over which it falls.
         update_on_improvement: update PD only in stages whose best Q value is the step's best so far.
+        ranking: where it is set, the first action of a step is what one ranking of all units removes, their scores made comparable by
+            `mean`, `l2`, `max` or `none`: not in the paper, and for one candidate a step the search starts no worse than that baseline.
         reset_drop: put PD back to its start when accuracy falls by more than this fraction in a step; null never does.
     """
 
@@ -54,6 +56,7 @@ class MCQ:
         epsilon_decay: Literal["constant", "linear", "cosine"],
         epsilon_fraction: float,
         update_on_improvement: bool,
+        ranking: Normalization | None,
         reset_drop: float | None,
     ) -> None:
         for name, value in (("stages", stages), ("sample_num", sample_num), ("sample_steps", sample_steps)):
@@ -72,7 +75,7 @@ class MCQ:
         self.stages, self.sample_num, self.sample_steps = stages, sample_num, sample_steps
         self.discount, self.noise_std, self.step_size, self.clip = discount, noise_std, step_size, clip
         self.epsilon, self.epsilon_decay, self.epsilon_fraction = epsilon, epsilon_decay, epsilon_fraction
-        self.update_on_improvement, self.reset_drop = update_on_improvement, reset_drop
+        self.update_on_improvement, self.reset_drop, self.ranking = update_on_improvement, reset_drop, ranking
         self.distribution: np.ndarray | None = None  # PD, shape (group,)
         self.initial: np.ndarray | None = None
 
@@ -89,13 +92,15 @@ class MCQ:
         epsilon = self.exploration(task.step, task.steps)
         buffer: list[Entry] = []  # emptied every step; PD persists
         best = -math.inf
-        for _ in range(self.stages):
-            for _ in range(self.sample_num):
+        for stage in range(self.stages):
+            for draw in range(self.sample_num):
                 if task.exhausted and buffer:
                     break
-                action = self.sample(generator)
-                candidate = task.evaluate(action)
-                entry = Entry(action, self.q_value(task, candidate, self.sample_steps, generator), candidate)
+                if self.ranking is not None and stage == draw == 0:
+                    candidate = task.evaluate_ranking(comparable(task.scores, self.ranking))
+                else:
+                    candidate = task.evaluate(self.sample(generator))
+                entry = Entry(candidate.action, self.q_value(task, candidate, self.sample_steps, generator), candidate)
                 self.store(buffer, entry, generator)
             top = max(entry.q_value for entry in buffer)
             if top > best or not self.update_on_improvement:

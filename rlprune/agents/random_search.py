@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rlprune.agents.base import StepTask, noisy
+from rlprune.agents.base import Normalization, StepTask, comparable, noisy
 
 
 class RandomSearch:
@@ -13,21 +13,25 @@ class RandomSearch:
     Args:
         candidates: actions a step.
         noise_std: standard deviation of the noise on the shares, scaled by a uniform draw (RL-Pruner, equation 12).
+        ranking: where it is set, the first action of a step is what one ranking of all units removes, as for MCQ.
     """
 
-    def __init__(self, *, candidates: int, noise_std: float) -> None:
+    def __init__(self, *, candidates: int, noise_std: float, ranking: Normalization | None) -> None:
         if candidates < 1:
             raise ValueError(f"candidates={candidates}: must be ≥ 1")
         if noise_std < 0:
             raise ValueError(f"noise_std={noise_std}: must be ≥ 0")
-        self.candidates_per_step, self.noise_std = candidates, noise_std
+        self.candidates_per_step, self.noise_std, self.ranking = candidates, noise_std, ranking
         self.shares: np.ndarray | None = None
 
     def decide(self, task: StepTask, generator: np.random.Generator) -> Any:
         """The draw with the highest reward; the first among equals."""
         if self.shares is None:
             self.shares = task.channel_shares.copy()
-        best = task.evaluate(noisy(self.shares, self.noise_std, generator))
+        if self.ranking is not None:
+            best = task.evaluate_ranking(comparable(task.scores, self.ranking))
+        else:
+            best = task.evaluate(noisy(self.shares, self.noise_std, generator))
         for _ in range(self.candidates_per_step - 1):
             if task.exhausted:
                 break
