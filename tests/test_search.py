@@ -321,7 +321,7 @@ def search(network, graph, folder, *, at=None, signals=(), recover=lambda *_: No
     settings = Environment(measure, *list(vars(settings).values())[1:])
     agent = MCQ(
         stages=3, sample_num=4, sample_steps=2, discount=0.9, noise_std=0.5, step_size=0.2, clip=0.2, epsilon=0.4, epsilon_decay="constant",
-        epsilon_fraction=0.1, update_on_improvement=False, reset_drop=None,
+        epsilon_fraction=0.1, update_on_improvement=False, reset_drop=None, ranking=None,
     )  # fmt: skip
     state = load_state(folder, network, graph, agent, settings.ledger) or start_state(network, graph, 0.7)
     run_search(
