@@ -203,6 +203,9 @@ def check_ranges(config: Any) -> None:
         )
         _require(search.recalibrate_bn >= 0, f"search.recalibrate_bn={search.recalibrate_bn}", "must be ≥ 0 images")
         _require(search.recover_batches >= 0, f"search.recover_batches={search.recover_batches}", "must be ≥ 0 batches")
+        trained = search.execution in ("padded", "masked") and search.recover_batches > 0  # what is zero would be trained
+        _require(not trained, f"search.execution={search.execution}", "goes not with search.recover_batches; use sliced")
+        _require(search.recalibrate_bn != 1, "search.recalibrate_bn=1", "one image has no variance; 0 for none, or some hundred")
         executions = ("auto", "sliced", "padded", "masked")
         _require(search.execution in executions, f"search.execution={search.execution}", f"must be one of {', '.join(executions)}")
 

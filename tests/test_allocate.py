@@ -91,6 +91,20 @@ def test_small_shares_never_vanish_over_the_steps():
     np.testing.assert_array_equal(removed, [8, 12, 20, 160, 200])
 
 
+def test_a_share_that_is_zero_now_and_then_loses_no_credit():
+    room, removed, carry = room_of([401, 401], [1, 1]), np.zeros(2, dtype=int), np.zeros(2)
+    for step in range(100):  # what MCQ's clamp at 0 makes of a small share
+        counts, carry = remove(room, [0.4, 0.6] if step % 2 else [0.0, 1.0], 1, carry)
+        removed += counts
+    np.testing.assert_array_equal(removed, [20, 80])
+
+
+def test_hundreds_of_heavy_groups_and_a_gap_that_no_exchange_closes():
+    room = room_of([41] * 300, [2, 4] * 150)
+    counts, _ = remove(room, np.random.default_rng(0).random(300), 1001)
+    assert counts @ room.weights == 1002
+
+
 def test_units_heavier_than_a_step_take_their_turn():
     room, removed, carry = room_of([40, 400], [10, 1]), np.zeros(2, dtype=int), np.zeros(2)
     for step in range(1, 31):

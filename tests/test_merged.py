@@ -48,6 +48,34 @@ def test_only_pairs_that_change_nothing_are_merged():
     assert mergeable(Norms(), EXAMPLE) == pairs  # fresh norms hide nothing
 
 
+class Between(nn.Module):
+    """Something happens to the convolution's output in place before the norm reads it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.norm(self.stem(x).clamp_(-100, 100)).mean((2, 3)))
+
+
+class SwitchedOff(Between):
+    """A second reader that is off for now."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        y = self.stem(x)
+        return self.head((self.norm(y) + self.gate * y).mean((2, 3)))
+
+
+def test_what_two_images_do_not_show_is_not_merged():
+    assert mergeable(Between(), EXAMPLE) == ()
+    assert mergeable(SwitchedOff(), EXAMPLE) == ()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("model", ["resnet20", "vgg11", "mobilenetv2", "mobilenetv3_small", "googlenet", "shufflenetv2"])
 def test_shipped_networks_are_merged_whole_and_so_are_their_candidates(model):

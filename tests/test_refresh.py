@@ -62,12 +62,25 @@ def test_batch_norms_take_the_statistics_of_the_images(setup):
 
 def test_batches_are_averaged(setup):
     network, whole = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5)), Recalibration(setup, 300, 0)
-    assert [len(batch) for batch in whole.batches] == [256, 44]
+    assert [len(batch) for batch in whole.batches] == [150, 150]
     whole(network)
     with torch.no_grad():
         means = [network[0](batch).mean((0, 2, 3)) for batch in whole.batches]
     torch.testing.assert_close(network[1].running_mean, (means[0] + means[1]) / 2)
     assert int(network[1].num_batches_tracked) == 2
+
+
+def test_norms_that_do_not_run_keep_their_statistics(setup):
+    class Auxiliary(Norms):
+        def __init__(self):
+            super().__init__()
+            self.aside = nn.BatchNorm2d(4)
+
+    network = Auxiliary()
+    network.aside.running_mean.fill_(3.0)
+    Recalibration(setup, 100, 0)(network)
+    assert network.aside.running_mean.tolist() == [3.0] * 4
+    assert network.aside.running_var.tolist() == [1.0] * 4
 
 
 def test_a_candidate_gets_new_statistics_and_the_network_it_is_cut_from_keeps_its_own(setup):
@@ -88,12 +101,37 @@ def test_networks_without_batch_norm_stay_as_they_are(setup):
 
 
 def test_a_brief_recovery_trains_a_copy_on_the_same_batches_every_time(setup, capsys):
-    recipe = Recipe(partial(torch.optim.SGD, lr=0.1), "one_cycle", (), 0.1, 0, None, None)
-    recovery = Recovery(recipe=recipe, batch_size=32, epochs=3, final_epochs=4, rho=0.5, temperature=2.0, control=False)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).requires_grad_(False)
-    brief = BriefRecovery(setup, recovery, copy.deepcopy(network), 2, 0)
+    brief, network = brief_recovery(setup)
     assert len(brief.splits.train) == 64
     first, again = brief(network), brief(network)
     assert torch.equal(first[1].weight, again[1].weight)
     assert not torch.equal(first[1].weight, network[1].weight)
     assert capsys.readouterr().err == ""  # a bar for every candidate would be noise
+
+
+def test_tied_weights_stay_tied_in_a_brief_recovery(setup):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.b.weight, self.head = self.a.weight, nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(self.b(self.a(self.stem(x)).relu()).mean((2, 3)))
+
+    network = Tied().eval()
+    graph = rlprune.trace(network, torch.zeros(2, 3, 8, 8))
+    keep = {group.name: [0, 1, 3] for group in graph.groups}
+    small = Slicer(network, graph)(keep)
+    assert small.a.weight is small.b.weight
+    trained = brief_recovery(setup)[0](small)
+    assert trained.a.weight is trained.b.weight
+    assert sum(p.numel() for p in small.parameters()) == graph.params(keep)
+
+
+def brief_recovery(setup):
+    recipe = Recipe(partial(torch.optim.SGD, lr=0.1), "one_cycle", (), 0.1, 0, None, None)
+    recovery = Recovery(recipe=recipe, batch_size=32, epochs=3, final_epochs=4, rho=0.5, temperature=2.0, control=False)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).requires_grad_(False)
+    teacher = copy.deepcopy(network)
+    return BriefRecovery(setup, recovery, teacher, 2, 0), network

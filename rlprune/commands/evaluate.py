@@ -46,8 +46,9 @@ def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None
         dense, name, network = None, "recovered", artefact.network
         sparsity, facts = float(artefact.plan.get("sparsity", 0.0)), {"run": str(folder)}
     network.to(setup.execution.device)
-    pairs = mergeable(network, setup.example())  # as the search does
+    graph = trace(network, setup.example(), prove=False)
+    pairs = () if graph.doubts else mergeable(network, setup.example())  # as the search does
     evaluator = Evaluator(setup.splits.search, setup.splits.normalization, setup.execution, pairs=pairs)
-    tested = Tested(name, network, sparsity, sparsity, trace(network, setup.example(), prove=False).macs({}))
+    tested = Tested(name, network, sparsity, sparsity, graph.macs({}))
     job = Identity("evaluate", run_dir, choices, config.seed)
     finish([tested], history=None, dense=dense, evaluator=evaluator, setup=setup, clock=Clock(), job=job, facts=facts)

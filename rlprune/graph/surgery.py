@@ -152,8 +152,9 @@ class Slicer:
                 result = result.clone() if result.data_ptr() == tensor.data_ptr() else result
                 for dim, entries in zeros[name]:
                     result.index_fill_(dim, entries.to(result.device), 0)
-            for holder, key in self._places.get(name, []):
-                holder[key] = nn.Parameter(result, requires_grad=False) if isinstance(tensor, nn.Parameter) else result
+            held = nn.Parameter(result, requires_grad=False) if isinstance(tensor, nn.Parameter) else result
+            for holder, key in self._places.get(name, []):  # the same object, as copies must share what this shares
+                holder[key] = held
         patch(dict(self._skeleton.named_modules()), self._graph, cut)
         return self._skeleton
 

@@ -18,8 +18,7 @@ def turns_by_share(shares: np.ndarray, carry: np.ndarray, room: Room) -> np.ndar
         carry: channels that earlier steps owe each group, shape (group,).
         room: what can go.
     """
-    total = shares.sum()
-    shares = shares / total if total > 0 else room.capacity / max(1, room.capacity.sum())
+    shares = _normalized(shares, room)
     middle = (room.first + room.last) / 2
     due = middle * room.weights[room.owner] - carry[room.owner]
     share = shares[room.owner]
@@ -73,12 +72,19 @@ def carried(shares: np.ndarray, carry: np.ndarray, counts: np.ndarray, room: Roo
 
     A group that can lose no more hands its share on to the others and is owed nothing.
     """
-    is_open = (counts < room.capacity) & (shares > 0)
+    is_open = counts < room.capacity
     if not is_open.any():
         return np.zeros(len(carry))
-    removed = counts * room.weights
-    earned = (removed[is_open].sum() - carry[is_open].sum()) / shares[is_open].sum()
+    shares, removed = _normalized(np.where(is_open, shares, 0.0), room, is_open), counts * room.weights
+    earned = removed[is_open].sum() - carry[is_open].sum()
     return np.where(is_open, carry + shares * earned - removed, 0.0)
+
+
+def _normalized(shares: np.ndarray, room: Room, among: np.ndarray | bool = True) -> np.ndarray:
+    """Shares that add up to 1; where all are zero, in proportion to the room that groups have."""
+    shares = shares if shares.sum() > 0 else np.where(among, room.capacity, 0)
+    normalized: np.ndarray = shares / max(1e-300, shares.sum())
+    return normalized
 
 
 def _longest_prefix(order: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
@@ -123,14 +129,18 @@ def _exchange(taken: np.ndarray, room: Room, goal: Goal) -> np.ndarray | None:
         return None
     left = round(float(goal.excess(room.graph, room.units(taken))) * room.graph.num_channels)
     chunk = (room.last - room.first) * room.weights[room.owner]
+    if left % np.gcd.reduce(chunk):
+        return None
+    waiting = {}  # group → channels that its next chunks weigh together → how many they are
+    for take in np.flatnonzero(taken < room.num_chunks):
+        sums = np.cumsum(chunk[room.starts[take] + taken[take] : room.starts[take] + room.num_chunks[take]])
+        waiting[take] = {weight: number for number, weight in enumerate(sums.tolist(), start=1)}
     for give in np.flatnonzero(taken > 0):
         gap = left + int(chunk[room.starts[give] + taken[give] - 1])
-        for take in np.flatnonzero(taken < room.num_chunks):
-            waiting = np.cumsum(chunk[room.starts[take] + taken[take] : room.starts[take] + room.num_chunks[take]])
-            number = int(np.searchsorted(waiting, gap))
-            if give != take and number < len(waiting) and waiting[number] == gap:
+        for take, numbers in waiting.items():
+            if gap in numbers and take != give:
                 filled = taken.copy()
                 filled[give] -= 1
-                filled[take] += number + 1
+                filled[take] += numbers[gap]
                 return filled
     return None

@@ -61,7 +61,7 @@ class PruneJob:
         """Trace, search, recover, test, write."""
         with self.clock.phase("trace and verify"):
             graph = self._graph(dense.network)
-        evaluator = self._evaluator(dense.network)
+        evaluator = self._evaluator(dense.network, bool(graph.doubts))
         plan = self._plan(graph)
         with self.clock.phase("choose execution"):
             execution = self._execution(dense.network, graph, evaluator, plan)
@@ -129,10 +129,10 @@ class PruneJob:
             )
         return graph
 
-    def _evaluator(self, network: nn.Module) -> Evaluator:
+    def _evaluator(self, network: nn.Module, doubtful: bool) -> Evaluator:
         images, samples = self.setup.splits.search, self.search.samples
         images = self.setup.dataset.hold(sample(images, samples, numpy_generator(self.identity.seed, "search samples")))
-        pairs = mergeable(network, self.setup.example())
+        pairs = () if doubtful else mergeable(network, self.setup.example())
         return Evaluator(images, self.setup.splits.normalization, self.setup.execution, pairs=pairs)
 
     def _plan(self, graph: ChannelGraph) -> Schedule:
@@ -160,8 +160,6 @@ class PruneJob:
 
     def _execution(self, network: nn.Module, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule) -> str:
         if self.search.recover_batches:  # what is zero would be trained
-            if self.search.execution not in ("auto", "sliced"):
-                raise UserError(f"search.execution={self.search.execution}: goes not with search.recover_batches; use sliced")
             return "sliced"
         return choose_execution(
             self.search.execution,
@@ -204,9 +202,11 @@ class PruneJob:
 
     def _announce(self, state: SearchState, environment: Environment, plan: Schedule, images: int) -> None:
         """Say how long it will take, from seconds measured on the network as it is."""
-        environment.measure(state.network)  # warms up
+        trial = copy.deepcopy(state.network)
+        environment.measure(trial)  # warms up
         start = time.perf_counter()
-        environment.measure(state.network)
+        environment.refresh(trial)
+        environment.measure(environment.prepare(trial))
         one = time.perf_counter() - start
         ahead = range(state.step + 1, plan.steps + 1)
         epochs = sum(self.recovery.final_epochs if plan.saves(step) else self.recovery.epochs for step in ahead if plan.recovers(step))

@@ -47,13 +47,13 @@ class Limits:
                 )
         if isinstance(self.max_sparsity, Mapping):
             for pattern in self.max_sparsity:
-                if not any(_matches(pattern, name) for name in names):
+                if not any(_matches(str(pattern), name) for name in names):
                     raise UserError(f"schedule.max_sparsity: {pattern} matches no channel group; there are {', '.join(names)}")
 
     def _max_sparsity(self, group: str) -> float:
         if not isinstance(self.max_sparsity, Mapping):
             return self.max_sparsity
-        return next((share for pattern, share in self.max_sparsity.items() if _matches(pattern, group)), 1.0)
+        return next((share for pattern, share in self.max_sparsity.items() if _matches(str(pattern), group)), 1.0)
 
 
 def _matches(pattern: str, name: str) -> bool:

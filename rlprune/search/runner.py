@@ -127,7 +127,7 @@ def run_search(
         state.history.layers += _layer_rows(state)
         state.history.candidates, state.history.repeated = ledger.distinct, ledger.repeated
         _log_step(state.history.steps[-1], schedule.steps)
-        if saves and schedule.max_drop is not None and accuracy < state.dense_accuracy - schedule.max_drop:
+        if saves and schedule.max_drop is not None and accuracy < state.dense_accuracy - schedule.max_drop - 1e-9:
             state.history.stopped = "max_drop"
         elif saves:
             on_level(state, schedule.levels.get(step), before)

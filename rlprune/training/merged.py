@@ -24,8 +24,8 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def mergeable(network: nn.Module, example: Tensor) -> tuple[Pair, ...]:
     """The pairs that can be merged without changing this network's outputs, or those of networks pruned from it.
 
-    A pair is a convolution whose output a batch norm reads, each called once. That nothing else reads it is proved on a copy in float64;
-    pairs that fail the proof are left out.
+    A pair is a convolution whose output a batch norm reads, each called once. That nothing else reads it is proved on a copy in float64
+    with other weights; pairs that fail the proof are left out. What happens for some images only is not seen: ask the trace's doubts.
 
     Args:
         network: any; it is not changed.
@@ -33,7 +33,7 @@ def mergeable(network: nn.Module, example: Tensor) -> tuple[Pair, ...]:
     """
     try:
         double = copy_module(network).double().eval()
-        _draw_norms(double)
+        _disturb(double)
         pairs = _observed(double, example.double())
         wanted = double(example.double())
         return _proved(double, example.double(), wanted, pairs) if isinstance(wanted, Tensor) else ()
@@ -75,9 +75,12 @@ def _identity(images: Tensor) -> Tensor:
     return images
 
 
-def _draw_norms(network: nn.Module) -> None:
-    """Batch norms that do something, as fresh ones could be taken away unnoticed."""
+def _disturb(network: nn.Module) -> None:
+    """Other weights and statistics, as a fresh norm, or a path that is switched off by a zero, would hide what reads a convolution."""
     generator = torch.Generator().manual_seed(0)
+    for tensor in network.parameters():
+        scale = float(tensor.std()) if tensor.numel() > 1 else 0.0
+        tensor.add_((0.1 * (scale or 1.0) * torch.randn(tensor.shape, generator=generator)).to(tensor))
     for norm in network.modules():
         if type(norm) in NORMS and norm.running_mean is not None:
             for name, tensor in norm.state_dict().items():
@@ -88,16 +91,18 @@ def _draw_norms(network: nn.Module) -> None:
 def _observed(network: nn.Module, example: Tensor) -> list[Pair]:
     """Batch norms that read what a convolution returned, by one pass."""
     names = {module: name for name, module in network.named_modules(remove_duplicate=True)}
-    outputs: list[tuple[nn.Module, Tensor]] = []  # kept, so that no other tensor takes a place in memory
+    outputs: list[tuple[nn.Module, Tensor, int]] = []  # kept, so that no other tensor takes a place in memory
     pairs: list[tuple[nn.Module, nn.Module]] = []
     calls: dict[nn.Module, int] = {}
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
         if type(module) in CONVOLUTIONS:
-            outputs.append((module, output))
+            outputs.append((module, output, output._version))
         else:
-            pairs.extend((conv, module) for conv, tensor in outputs if inputs and tensor is inputs[0])
+            pairs.extend(
+                (conv, module) for conv, tensor, version in outputs if inputs and tensor is inputs[0] and tensor._version == version
+            )
 
     plain = [
         module

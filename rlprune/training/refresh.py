@@ -1,6 +1,7 @@
 """What a pruned network may get before it is looked at: new batch-norm statistics, or a brief recovery."""
 
 import copy
+import math
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,7 @@ from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
 from rlprune.training.recover import Recovery, recover
 
-BATCH = 256  # images at once; the statistics are the mean over the batches
+BATCH = 256  # images at once, at most; the statistics are the mean over the batches
 
 
 class Recalibration:
@@ -29,7 +30,7 @@ class Recalibration:
     def __init__(self, setup: Setup, images: int, seed: int) -> None:
         chosen = sample(setup.splits.train, images, numpy_generator(seed, "recalibration")).load().to(setup.execution.device)
         pixels = setup.splits.normalization(chosen.pixels)
-        self.batches = [batch for batch in pixels.split(BATCH) if len(batch) > 1]  # one image has no variance
+        self.batches = pixels.tensor_split(math.ceil(len(pixels) / BATCH))  # of equal size, as they weigh alike
         self.execution = setup.execution
 
     def __call__(self, network: nn.Module) -> None:
@@ -39,7 +40,7 @@ class Recalibration:
             return
         network.eval()
         network.to(memory_format=self.execution.memory_format(network, training=False))
-        momenta = [norm.momentum for norm in norms]
+        before = [(norm, norm.momentum, dict(norm._buffers)) for norm in norms]
         for norm in norms:
             for name, buffer in norm._buffers.items():  # new ones: a candidate shares its buffers with the network it is cut from
                 norm._buffers[name] = None if buffer is None else torch.zeros_like(buffer)
@@ -50,8 +51,10 @@ class Recalibration:
                 for batch in self.batches:
                     network(batch.contiguous(memory_format=self.execution.memory_format(network, training=False)))
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
+            for norm, momentum, buffers in before:
                 norm.momentum = momentum
+                if norm.num_batches_tracked is not None and not norm.num_batches_tracked:  # it does not run here
+                    norm._buffers.update(buffers)
             network.eval()
 
 
