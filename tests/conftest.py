@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,14 @@ from rlprune import cli
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def _heard():
+    """Ctrl-C is heard even where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -289,14 +289,6 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_result(rlprune):
         shutil.rmtree(folder)
 
 
-@pytest.fixture
-def _heard():
-    """Ctrl-C is heard even where the tests run in the background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("_heard")
 def test_ctrl_c_in_a_search_keeps_what_was_measured(rlprune, monkeypatch):
     measured = []

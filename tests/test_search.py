@@ -374,6 +374,7 @@ def test_a_recovery_that_is_cut_short_leaves_what_its_step_measured(traced, tmp_
     assert measured == []
 
 
+@pytest.mark.usefixtures("_heard")
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
