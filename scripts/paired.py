@@ -39,11 +39,15 @@ def interval(differences):
     return f"{100 * np.mean(differences):+.2f} ± {100 * half:.2f}"
 
 
+def by_seed(frame, pruned):
+    """Accuracy before or after recovery."""
+    return frame[(frame["state"] == "pruned") == pruned].groupby("seed")["top1"].first()
+
+
 def line_of(frame, agent, level, baseline):
     mine = frame[(frame["agent"] == agent) & (frame["level"] == level)]
-    after = mine[mine["state"] != "pruned"].set_index("seed")["top1"]
-    before = mine[mine["state"] == "pruned"].set_index("seed")["top1"]
-    other = frame[(frame["agent"] == baseline) & (frame["level"] == level) & (frame["state"] != "pruned")].set_index("seed")["top1"]
+    theirs = frame[(frame["agent"] == baseline) & (frame["level"] == level)]
+    after, before, other = by_seed(mine, False), by_seed(mine, True), by_seed(theirs, False)
     paired = (after - other).dropna() if level and agent != baseline else pd.Series(dtype=float)
     spread = f" ± {100 * after.std():.2f}" if len(after) > 1 else ""
     return {
