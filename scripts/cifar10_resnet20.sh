@@ -12,12 +12,10 @@ run() { # NAME SEED [key=value ...]
   shift 2
   rlprune prune experiment=cifar10_resnet20 "dataset.root=$root" dense_seed=0 "seed=$seed" "paths.run=$out/$name-$seed" resume=true "$@"
 }
-judged=(search.recover_batches=32) # candidates are rewarded for what a brief recovery makes of them
 for seed in 0 1 2; do
-  run uniform "$seed" agent=uniform "$@" # and the dense network's control
-  run global "$seed" agent=global recovery.control=false "$@"
-  run mcq_as_published "$seed" agent=mcq recovery.control=false "$@"
-  run random_search "$seed" agent=random_search agent.candidates=20 "${judged[@]}" recovery.control=false "$@"
-  run mcq "$seed" agent=mcq agent.stages=4 agent.sample_num=5 "${judged[@]}" recovery.control=false "$@"
+  run uniform "$seed" agent=uniform "recovery.control=$([[ $seed == 0 ]] && echo true || echo false)" "$@" # the control is the same for all
+  for agent in global mcq random_search; do
+    run "$agent" "$seed" "agent=$agent" recovery.control=false "$@"
+  done
 done
 python "$(dirname "$0")/paired.py" "$out"
