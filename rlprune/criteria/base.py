@@ -1,5 +1,6 @@
 """What a criterion is, and what several of them share: filters, reduction to units, a pass over calibration images that leaves no trace."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,6 +102,30 @@ def by_output_channel(weight: Tensor, dim: int) -> Tensor:
 def filters(model: nn.Module, graph: ChannelGraph) -> dict[Slot, Tensor]:
     """The filters of every producing layer, without gradient, shape (channel, elements)."""
     return {(name, dim): by_output_channel(named_tensor(model, name).detach(), dim) for name, dim in producing_slots(graph)}
+
+
+class FilterCriterion(ABC):
+    """A criterion that looks at one layer's filters and at nothing else.
+
+    Args:
+        aggregation: over the channels of a unit, see `Reduction`.
+        normalization: inside a group, see `Reduction`.
+    """
+
+    calibration_images = 0
+
+    def __init__(self, *, aggregation: Aggregation, normalization: Normalization) -> None:
+        self.reduce = Reduction(aggregation, normalization)
+
+    @abstractmethod
+    def by_filter(self, filters: Tensor) -> Tensor:
+        """Scores of a layer's filters, shape (channel, elements) → (channel,)."""
+
+    def scores(
+        self, model: nn.Module, graph: ChannelGraph, images: Tensor | None = None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Images and labels are not used."""
+        return self.reduce(graph, {slot: self.by_filter(rows) for slot, rows in filters(model, graph).items()})
 
 
 # -- passes over calibration images ------------------------------------------------------------------------------------------------------

@@ -1,30 +1,17 @@
 """Filter pruning via geometric median (He et al. 2019): what lies closest to all others is redundant. Needs no data."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlprune.criteria.base import Aggregation, Normalization, Reduction, filters
-from rlprune.graph import ChannelGraph
+from rlprune.criteria.base import FilterCriterion
 
 
-class FPGM:
-    """Channel j of a layer scores Σ_i ‖w_j − w_i‖₂ over the layer's filters (equation 6).
+class FPGM(FilterCriterion):
+    """Channel j of a layer scores Σ_i ‖w_j − w_i‖₂ over the layer's filters (equation 6)."""
 
-    Args:
-        aggregation: over the channels of a unit, see `Reduction`.
-        normalization: inside a group, see `Reduction`.
-    """
-
-    calibration_images = 0
-
-    def __init__(self, *, aggregation: Aggregation, normalization: Normalization) -> None:
-        self.reduce = Reduction(aggregation, normalization)
-
-    def scores(
-        self, model: nn.Module, graph: ChannelGraph, images: Tensor | None = None, labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Images and labels are not used."""
-        return self.reduce(graph, {slot: _distances(rows) for slot, rows in filters(model, graph).items()})
+    def by_filter(self, filters: Tensor) -> Tensor:
+        """Shape (channel, elements) → (channel,)."""
+        return _distances(filters)
 
 
 def _distances(rows: Tensor) -> Tensor:

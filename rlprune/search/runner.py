@@ -101,14 +101,7 @@ def run_search(
         recovery_seconds, accuracy = 0.0, candidate.accuracy
         rounds = final_epochs if saves else epochs
         if (saves or schedule.recovers(step)) and rounds > 0:
-            started = time.perf_counter()
-            state.network = copy.deepcopy(before)  # `before` is kept for the table
-            phase = f"recover step {step}"
-            recover(state.network, state.teacher, rounds, phase)
-            state.history.recoveries.append((phase, rounds))
-            recovery_seconds = time.perf_counter() - started
-            accuracy = environment.measure(state.network)
-            _switch_teacher(state, accuracy)
+            recovery_seconds, accuracy = _recovered(state, recover, rounds, environment)
         state.history.steps.append(
             StepRecord(
                 step=step,
@@ -154,6 +147,17 @@ def _carry_out(state: SearchState, candidate: Any, environment: Environment) -> 
     state.graph = state.graph.after(keep)
     state.kept = {name: state.kept[name][keep[name]] for name in state.kept}
     state.carry = candidate.carry
+
+
+def _recovered(state: SearchState, recover: Recover, epochs: int, environment: Environment) -> tuple[float, float]:
+    """Seconds of a recovery, and the accuracy behind it; the network as it was before stays whole."""
+    started, phase = time.perf_counter(), f"recover step {state.step}"
+    state.network = copy.deepcopy(state.network)
+    recover(state.network, state.teacher, epochs, phase)
+    state.history.recoveries.append((phase, epochs))
+    seconds, accuracy = time.perf_counter() - started, environment.measure(state.network)
+    _switch_teacher(state, accuracy)
+    return seconds, accuracy
 
 
 def _switch_teacher(state: SearchState, accuracy: float) -> None:
