@@ -223,8 +223,10 @@ def first_difference(old: Any, new: Any, key: str = "") -> str | None:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A yaml file as plain values."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))))
+    """A yaml file as plain values, without the choices of other groups that it may bring along."""
+    values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))))
+    values.pop("defaults", None)
+    return values
 
 
 def resolve(config: DictConfig) -> Any:

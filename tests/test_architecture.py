@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
     {"errors", "seeding", "files", "skeleton"},
     {"checkpoint", "cost", "config", "kernels", "provenance"},
-    {"graph"},
+    {"graph", "rl"},
     {"agents", "criteria", "rewards", "models", "data"},
     {"training", "results", "setup", "search"},
     {"cli"},

@@ -293,14 +293,14 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_result(rlprune):
 def test_ctrl_c_in_a_search_keeps_what_was_measured(rlprune, monkeypatch):
     measured = []
 
-    def counted(self, measure):
+    def counted(self, subject, measure):
         def once():
             measured.append(self.step_start)
             if len(measured) == stop:
                 signal.raise_signal(signal.SIGINT)
             return measure()
 
-        return accuracy(self, once)
+        return accuracy(self, subject, once)
 
     accuracy = Ledger.accuracy
     monkeypatch.setattr(Ledger, "accuracy", counted)
@@ -652,7 +652,10 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
     ("line", "message"),
     [
         (("prune", "device=cuda:77"), "device=cuda:77: this machine has"),
-        (("prune", "agent=sac"), "agent=sac: unknown; choose one of global, mcq, random_search, uniform"),
+        (
+            ("prune", "agent=sac"),
+            "agent=sac: unknown; choose one of amc, ddpg, depgraph, global, mcq, random_rates, random_search, uniform",
+        ),
         (("prune", "schedule.stepz=1"), "schedule.stepz: no such key (did you mean schedule.steps?)"),
         (("prune", "+foo=1"), "foo: no such key"),
         (("prune", "~seed"), "seed: is missing"),
@@ -673,7 +676,7 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
             "has no `scores`",
         ),
         (("prune", "channels_last=maybe"), "channels_last=maybe"),
-        (("prune", "agent="), "agent=: unknown; choose one of global, mcq, random_search, uniform"),
+        (("prune", "agent="), "agent=: unknown; choose one of amc, ddpg, depgraph, global, mcq, random_rates, random_search, uniform"),
         (("prune", "model=null"), "a group was set to null"),
         (("prune", "experiment=foo"), "experiment=foo: unknown; choose one of cifar10_resnet20"),
         (("prune", "training.optimizer=adamw"), "choose one with optimizer@training.optimizer=NAME: adamw, sgd"),
@@ -760,7 +763,7 @@ def test_the_bare_command_help_version_and_completion(rlprune, monkeypatch):
     assert rlprune("--version")[1].startswith("rlprune ")
     code, out, _ = rlprune("prune", "--help")
     assert code == 0
-    assert "agent: global, mcq, random_search, uniform" in out
+    assert "agent: amc, ddpg, depgraph, global, mcq, random_rates, random_search, uniform" in out
     code, out, _ = rlprune("prune", "--cfg", "job", "agent=uniform")
     assert (code, "rlprune.agents.uniform.Uniform" in out) == (0, True)
     monkeypatch.setenv("COMP_LINE", "rlprune pr")

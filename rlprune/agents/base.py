@@ -1,12 +1,72 @@
 """What an agent is, and what it may ask of its task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from torch import Tensor, nn
+
+from rlprune.graph import ChannelGraph
+from rlprune.rl.episode import Episode
 
 Normalization = Literal["mean", "l2", "max", "none"]
 """What a group's scores are divided by to be comparable with those of others: their mean, l2 norm (Molchanov et al. 2017), maximum, 1."""
+
+
+FEATURES = {
+    "layer": "place of the group in network order, the last is 1",
+    "out_channels": "output channels (FPRL, AMC: n), as a share of the largest layer's, like all that follow but the last five",
+    "in_channels": "input channels (AMC: c)",
+    "height": "height of the input feature map (AMC: h)",
+    "width": "its width (AMC: w)",
+    "stride": "stride",
+    "kernel_size": "kernel size (FPRL, AMC: k)",
+    "macs": "MACs of the producing layers (AMC: FLOPs[t])",
+    "macs_left": "share of the MACs of all groups that belongs to those behind (AMC: rest)",
+    "flops_ratio": "share of the dense network's MACs that is gone (FPRL: f; AMC: reduced)",
+    "accuracy": "on the search split (FPRL: acc)",
+    "previous_action": "share of its units that the group before lost, 0 at the first (AMC: a of t − 1)",
+}
+"""What an observation of one channel group may say; a group of several producing layers is described by the largest of them."""
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """Where an episode is: accuracy on the search split, and the share of the dense network's MACs that is gone; fractions."""
+
+    accuracy: float
+    flops_ratio: float
+
+
+LayerReward = Callable[[LayerState, LayerState], float]
+"""(before, after one action) → its reward."""
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """Training behind every action of an episode, on the labels, at a constant rate.
+
+    `epochs` over so many `batches` of the training split; None takes all of it, 0 none.
+    """
+
+    epochs: int
+    batches: int | None
+    lr: float
+
+
+class LayerEnv(Protocol):
+    """A pruning step as episodes: `rlprune.search.layers.LayerEnv` documents every member."""
+
+    @property
+    def num_features(self) -> int: ...  # noqa: D102
+
+    @property
+    def num_steps(self) -> int: ...  # noqa: D102
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]: ...  # noqa: D102
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]: ...  # noqa: D102
 
 
 class Outcome(Protocol):
@@ -43,6 +103,15 @@ class StepTask(Protocol):
     def accuracy(self) -> float: ...  # noqa: D102
 
     @property
+    def network(self) -> nn.Module: ...  # noqa: D102
+
+    @property
+    def graph(self) -> ChannelGraph: ...  # noqa: D102
+
+    @property
+    def example(self) -> Tensor: ...  # noqa: D102
+
+    @property
     def channel_shares(self) -> np.ndarray: ...  # noqa: D102
 
     @property
@@ -50,13 +119,25 @@ class StepTask(Protocol):
 
     def evaluate(self, action: np.ndarray) -> Outcome: ...  # noqa: D102
 
-    def evaluate_ranking(self, scores: Sequence[np.ndarray]) -> Outcome: ...  # noqa: D102
+    def evaluate_counts(self, counts: np.ndarray) -> Outcome: ...  # noqa: D102
+
+    def evaluate_ranking(self, scores: Sequence[np.ndarray], *, within: bool = False) -> Outcome: ...  # noqa: D102
+
+    def layers(  # noqa: D102
+        self, *, features: Sequence[str], pr_max: float, reward: LayerReward | None = None, finetuning: Finetuning | None = None
+    ) -> LayerEnv: ...
+
+    def report(self, **values: float | None) -> None: ...  # noqa: D102
 
     def after(self, candidate: Any) -> "StepTask | None": ...  # noqa: D102
 
 
 class Agent(Protocol):
-    """Decides what a pruning step removes. Its numbers are set in its yaml; it draws from the generator it is given and from no other."""
+    """Decides what a pruning step removes. Its numbers are set in its yaml; it draws from the generator it is given and from no other.
+
+    It may also have `measures_layers = True` (`candidates_per_step` counts episodes, each of which measures a candidate for every group),
+    `pr_max` (share of its units that a group may lose at most) and `decides_size = True` (it can do without any target).
+    """
 
     candidates_per_step: int
     """At most so many candidates are measured in a step; printed before a search."""
@@ -90,3 +171,27 @@ def comparable(scores: Sequence[np.ndarray], normalization: Normalization) -> li
     for sizes in map(np.abs, scores):
         scales.append({"mean": sizes.mean(), "l2": np.linalg.norm(sizes), "max": sizes.max(), "none": 1.0}[normalization])
     return [values / (scale or 1.0) for values, scale in zip(scores, scales, strict=True)]
+
+
+def best_episode(task: StepTask, episodes: int, play_one: Callable[[int], tuple[Episode, dict[str, Any]]]) -> np.ndarray:
+    """Play episodes, report each, and return the units that the one with the highest reward took, shape (group,); the first among equals.
+
+    It ends early where the search may measure no more; what was cut short does not count.
+
+    Args:
+        task: that the episodes belong to.
+        episodes: at most.
+        play_one: number of an episode, from 0 → the episode, and what else is reported of it.
+    """
+    best, counts = -np.inf, np.zeros(len(task.graph.groups), dtype=int)
+    for number in range(episodes):
+        episode, further = play_one(number)
+        if not episode.complete:
+            break
+        if episode.reward > best:
+            best, counts = episode.reward, episode.info["counts"]
+        state = {name: float(episode.info[name]) for name in ("accuracy", "flops_ratio")}
+        task.report(episode=number + 1, reward=episode.reward, best=best, **state, **further)
+        if task.exhausted:
+            break
+    return counts

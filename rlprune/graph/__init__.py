@@ -2,7 +2,7 @@
 
 from rlprune.graph.channel_graph import ChannelGraph, Frozen, Group, Member
 from rlprune.graph.optimizers import rebind
-from rlprune.graph.surgery import Slicer, mask, prune
+from rlprune.graph.surgery import Slicer, graft, mask, prune
 from rlprune.graph.trace import trace
 from rlprune.graph.verify import Report, Verdict, freeze_failures, verify
 
@@ -15,6 +15,7 @@ __all__ = [
     "Slicer",
     "Verdict",
     "freeze_failures",
+    "graft",
     "mask",
     "prune",
     "rebind",

@@ -41,6 +41,36 @@ def prune(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     return pruned
 
 
+@torch.no_grad()
+def graft(small: nn.Module, large: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
+    """The reverse of `prune`: put the tensors of a pruned network where they were cut out of the large one, in place.
+
+    What the small network does not have stays as it is in the large one.
+
+    Args:
+        small: of the shapes that `prune(large, graph, keep)` has, with weights of its own.
+        large: the network that takes them.
+        graph: the channel graph of `large`.
+        keep: units of `large` that `small` has, by group name.
+
+    Raises:
+        UserError: as `prune`.
+    """
+    tensors = dict(named_tensors(dict(large.named_modules())))
+    _require_match(list(tensors.items()), graph)
+    slices = Slices(graph, keep)
+    for name, tensor in named_tensors(dict(small.named_modules())):
+        if name in slices.renumbered:  # channel numbers of the small network
+            continue
+        target, places = tensors[name], dict(slices.dims.get(name, ()))
+        if not places:
+            target.copy_(tensor)
+            continue
+        axes = [places[dim] if dim in places else torch.arange(size) for dim, size in enumerate(target.shape)]
+        index = tuple(axis.to(target.device).view([-1 if d == dim else 1 for d in range(target.ndim)]) for dim, axis in enumerate(axes))
+        target[index] = tensor.detach()
+
+
 def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     """A copy of the network with the removed units' weights set to zero; shapes stay, outputs are those of the pruned network.
 

@@ -48,10 +48,14 @@ class Identity:
 
 @dataclass
 class History:
-    """Of a search so far: rows of metrics.csv and layers.csv, saved levels (folder, level, sparsity, macs), recoveries (phase, epochs)."""
+    """Of a search so far.
+
+    Rows of metrics.csv, layers.csv and episodes.csv, saved levels (folder, level, sparsity, macs), recoveries (phase, epochs).
+    """
 
     steps: list[StepRecord] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    episodes: list[dict[str, Any]] = field(default_factory=list)
     levels: list[dict[str, Any]] = field(default_factory=list)
     recoveries: list[tuple[str, int]] = field(default_factory=list)
     candidates: int = 0  # distinct ones measured
@@ -93,9 +97,16 @@ class Clock:
 
 
 def write_steps(run_dir: Path, history: History) -> None:
-    """metrics.csv, a row a step, and layers.csv, the units kept in every group at every step."""
+    """metrics.csv, a row a step, layers.csv, the units kept in every group at every step, and episodes.csv."""
+    write_episodes(run_dir, history)
     write_text(run_dir / "metrics.csv", pd.DataFrame([asdict(step) for step in history.steps]).to_csv(index=False))
     write_text(run_dir / "layers.csv", pd.DataFrame(history.layers).to_csv(index=False))
+
+
+def write_episodes(run_dir: Path, history: History) -> None:
+    """episodes.csv, a row for every episode that an agent has reported; none where it knows no episodes."""
+    if history.episodes:
+        write_text(run_dir / "episodes.csv", pd.DataFrame(history.episodes).to_csv(index=False))
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def allocate(turns: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
         if filled is not None:
             taken = filled
         elif goal.exact:
-            taken = _give_back(trials[np.lexsort((by_turn, -excess))[0]], room, goal)
+            taken = give_back(trials[np.lexsort((by_turn, -excess))[0]], room, goal)
         break
     return room.units(taken)
 
@@ -108,7 +108,7 @@ def _next_chunks(taken: np.ndarray, room: Room, goal: Goal) -> tuple[np.ndarray,
     return trials, groups, goal.excess(room.graph, room.units(trials))
 
 
-def _give_back(taken: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
+def give_back(taken: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
     """As few chunks as still meet the goal: the heaviest that can come back does, again and again, shape (group,)."""
     while True:
         groups = np.flatnonzero(taken > 0)

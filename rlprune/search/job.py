@@ -3,7 +3,8 @@
 import copy
 import logging
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.results.artefact import load_levels, save_artefact
 from rlprune.results.finish import Tested, finish
-from rlprune.results.record import Clock, Identity, write_steps
+from rlprune.results.record import Clock, Identity, write_episodes, write_steps
 from rlprune.results.tables import CONTROL
 from rlprune.search.execution import choose_execution
 from rlprune.search.limits import Limits, Room
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
-from rlprune.search.runner import SearchState, run_search, start_state
+from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
 from rlprune.search.schedule import Schedule, Size, Targets, make_schedule
 from rlprune.search.task import Environment, Ledger, Reward, as_it_is
 from rlprune.seeding import numpy_generator
@@ -34,9 +35,10 @@ from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.merged import mergeable
 from rlprune.training.recover import Recovery, epoch_seconds, recover
-from rlprune.training.refresh import BriefRecovery, Recalibration
+from rlprune.training.refresh import BriefRecovery, FineTuning, Recalibration
 
 log = logging.getLogger(__name__)
+EPISODES_EVERY = 30.0  # seconds between two writes of episodes.csv
 
 
 @dataclass
@@ -56,6 +58,7 @@ class PruneJob:
     resume: bool
     cache: Path  # folder of what was measured before
     clock: Clock = field(default_factory=Clock)
+    _episodes_due: float = 0.0  # on the clock of time.monotonic
 
     def run(self, dense: Dense) -> None:
         """Trace, search, recover, test, write."""
@@ -83,6 +86,7 @@ class PruneJob:
             on_step=lambda state: self._after_step(state, states),
             on_level=self._save_level,
             deciding=partial(keep_measured, states / "measured.json", environment.ledger),
+            on_episode=self._after_episode,
         )
         self._require_a_level(state)
         self.clock.seconds["search"] = sum(record.search_seconds for record in state.history.steps)
@@ -146,17 +150,14 @@ class PruneJob:
             save_at=self.schedule.save_at,
             dense=dense,
             smallest=smallest,
+            free=bool(getattr(self.agent, "decides_size", False)),
         )
 
     def _kept_counts(self, graph: ChannelGraph) -> dict[str, np.ndarray]:
         limits = Limits(self.schedule.min_keep, self.schedule.round_to, self.schedule.max_sparsity)
         limits.check(graph)
+        limits = replace(limits, most=float(getattr(self.agent, "pr_max", 1.0)))
         return {group.name: limits.kept_counts(group.name, group.num_units) for group in graph.groups}
-
-    @property
-    def _per_step(self) -> int:
-        """Candidates that a step measures at most."""
-        return min(self.agent.candidates_per_step, self.search.max_candidates or self.agent.candidates_per_step)
 
     def _execution(self, network: nn.Module, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule) -> str:
         if self.search.recover_batches:  # what is zero would be trained
@@ -167,7 +168,7 @@ class PruneJob:
             graph,
             evaluator,
             schedule=plan,
-            candidates=self._per_step * plan.steps,
+            candidates=step_candidates(self.agent, graph, self.search.max_candidates) * plan.steps,
             cache=self.cache,
             chosen=self.identity.run_dir / "checkpoint" / "execution.json",
         )
@@ -184,6 +185,8 @@ class PruneJob:
             ledger=Ledger(max_candidates=self.search.max_candidates),
             refresh=Recalibration(self.setup, images, seed) if images else as_it_is,
             prepare=BriefRecovery(self.setup, self.recovery, teacher, batches, seed) if batches else as_it_is,
+            finetune=FineTuning(self.setup, self.recovery, seed),
+            example=self.setup.example(),
             execution=execution,
         )
 
@@ -221,12 +224,13 @@ class PruneJob:
                 execution=self.setup.execution,
                 seed=self.identity.seed,
             )
-        candidates = self._per_step * len(ahead)
+        per_step = step_candidates(self.agent, state.graph, self.search.max_candidates)
+        candidates = per_step * len(ahead)
         limit = "" if self.schedule.max_minutes is None else f"; the search ends after {self.schedule.max_minutes:g} min at the latest"
         log.info(
             "%s: at most %d candidates (%d a step) on %d images, %.3f s each: %.1f min; recovery: %d epochs of %.1f s: %.1f min; "
             "expected: %.1f min%s",
-            f"resuming behind step {state.step}" if state.step else "search", candidates, self._per_step, images, one,
+            f"resuming behind step {state.step}" if state.step else "search", candidates, per_step, images, one,
             candidates * one / 60, epochs, epoch, epochs * epoch / 60, (candidates * one + epochs * epoch) / 60, limit,
         )  # fmt: skip
 
@@ -243,6 +247,13 @@ class PruneJob:
             seed=self.identity.seed,
             phase=phase,
         )
+
+    def _after_episode(self, state: SearchState) -> None:
+        """episodes.csv is there to be looked at while a long step goes on; a search is worth more than it."""
+        if time.monotonic() >= self._episodes_due:
+            self._episodes_due = time.monotonic() + EPISODES_EVERY
+            with suppress(OSError):
+                write_episodes(self.identity.run_dir, state.history)
 
     def _after_step(self, state: SearchState, folder: Path) -> None:
         write_steps(self.identity.run_dir, state.history)

@@ -20,15 +20,17 @@ class Limits:
         round_to: what a group keeps is a multiple of this, unless it stays whole.
         max_sparsity: share of its units that a group may lose: one number, or by name or regular expression of the group; the first that
             matches counts, and groups that none matches may lose all but `min_keep`.
+        most: share that any group may lose, beside `max_sparsity`: the agent's own bound.
     """
 
     min_keep: int
     round_to: int
     max_sparsity: float | Mapping[str, float]
+    most: float = 1.0
 
     def kept_counts(self, group: str, units: int) -> np.ndarray:
         """What a group of so many units in the dense network may keep, descending; the first is all of them."""
-        floor = max(self.min_keep, math.ceil(units * (1 - self._max_sparsity(group)) - 1e-9))
+        floor = max(self.min_keep, math.ceil(units * (1 - min(self.most, self._max_sparsity(group))) - 1e-9))
         fewer = np.arange(units - 1, floor - 1, -1)
         return np.concatenate([[units], fewer[fewer % self.round_to == 0]])
 
@@ -82,6 +84,11 @@ class Room:
         self._gone = np.concatenate(gone)
         self._offsets = self.starts + np.arange(len(gone))
 
+    def series(self, group: int) -> np.ndarray:
+        """Units of a group that are gone with 0, 1, … of its chunks, ascending."""
+        series: np.ndarray = self._gone[self._offsets[group] : self._offsets[group] + self.num_chunks[group] + 1]
+        return series
+
     def units(self, taken: np.ndarray) -> np.ndarray:
         """Units that go from each group, shape (..., group)."""
         counts: np.ndarray = self._gone[self._offsets + taken]
@@ -99,6 +106,11 @@ class Goal:
     macs: float
     params: float
     exact: bool
+
+    @property
+    def free(self) -> bool:
+        """Nothing is asked."""
+        return math.inf == self.channels == self.macs == self.params
 
     def excess(self, graph: ChannelGraph, counts: np.ndarray) -> np.ndarray:
         """How much more must go after `counts` units are gone, as a share of what is there now, shape (...).

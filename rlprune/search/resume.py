@@ -23,7 +23,7 @@ from rlprune.files import read_json, write_json
 from rlprune.graph import ChannelGraph, prune
 from rlprune.results.record import History, StepRecord
 from rlprune.search.runner import SearchState
-from rlprune.search.task import Ledger
+from rlprune.search.task import Ledger, Measured
 
 log = logging.getLogger(__name__)
 KEPT = 2
@@ -102,7 +102,8 @@ def _restore(
 def keep_measured(path: Path, ledger: Ledger, state: SearchState) -> Iterator[None]:
     """While an agent decides: keep what it measures in a file, and take what is there instead of measuring it again.
 
-    Decisions follow from the step's random stream and the measurements, so the accuracies in their order are all there is to keep.
+    Decisions follow from the step's random stream and the measurements, so the accuracies in their order are all there is to keep; a
+    fingerprint of each candidate shows if they do not.
     Ctrl-C and SIGTERM wait for the candidate being measured; a second one does not.
 
     Raises:
@@ -156,32 +157,39 @@ class _Measured:
 
     def save(self) -> None:
         """Write what is known by now; a search is worth more than this file, so a full disk does not end it."""
-        accuracies = [*self.ledger.measured, *self.ledger.known[len(self.ledger.measured) :]]
+        lines = [*self.ledger.measured, *self.ledger.known[len(self.ledger.measured) :]]
         seconds = self.ledger.known_seconds + time.perf_counter() - self.started
         try:
-            write_json(self.path, {**self.state_of, "seconds": seconds, "accuracies": accuracies})
+            content = {
+                "seconds": seconds,
+                "accuracies": [line.accuracy for line in lines],
+                "fingerprints": [line.fingerprint for line in lines],
+            }
+            write_json(self.path, self.state_of | content)
         except (OSError, ValueError) as error:
             log.warning("%s: what was measured cannot be saved (%s)", self.path, error)
         self.due = time.monotonic() + EVERY
 
 
-def _read_measured(path: Path, state_of: dict[str, int]) -> tuple[list[float], float]:
+def _read_measured(path: Path, state_of: dict[str, int]) -> tuple[list[Measured], float]:
     """Accuracies and seconds; none where the file is damaged, or belongs to another step."""
     if not path.exists():
         return [], 0.0
     try:
         kept = read_json(path)
-        accuracies, seconds = kept["accuracies"], kept["seconds"]
+        accuracies, seconds, prints = kept["accuracies"], kept["seconds"], kept["fingerprints"]
         if not (isinstance(accuracies, list) and all(type(value) is float and math.isfinite(value) for value in [seconds, *accuracies])):
             raise ValueError("it holds something else than accuracies")
         if kept["step"] != state_of["step"]:
             return [], 0.0
         if kept["network"] != state_of["network"]:
             raise ValueError("it belongs to another network")
+        if not (isinstance(prints, list) and all(type(value) is int for value in prints) and len(prints) == len(accuracies)):
+            raise ValueError("it does not say what they belong to")
     except (UserError, KeyError, ValueError) as error:
         log.warning("%s: cannot be used (%s); measuring again", path, error)
         return [], 0.0
-    return accuracies, seconds
+    return list(map(Measured, prints, accuracies)), seconds
 
 
 @contextmanager

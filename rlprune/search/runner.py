@@ -64,6 +64,7 @@ def run_search(
     on_step: Callable[[SearchState], None],
     on_level: Callable[[SearchState, float | None, nn.Module], None],
     deciding: Callable[[SearchState], AbstractContextManager[None]] = lambda state: nullcontext(),
+    on_episode: Callable[[SearchState], None] = lambda state: None,
 ) -> SearchState:
     """Carry a search from where it is to its end.
 
@@ -82,6 +83,7 @@ def run_search(
         on_level: called at a saved level, before `on_step`, with the sparsity asked for (None: none was) and the network as it was before
             its recovery.
         deciding: around an agent's decision.
+        on_episode: called when an agent has reported an episode.
     """
     ledger = environment.ledger
     while state.step < schedule.steps and not state.history.stopped:
@@ -89,8 +91,9 @@ def run_search(
         started = time.perf_counter()
         ledger.step_start, ledger.measured = ledger.distinct, []
         repeated, distinct = ledger.repeated, ledger.distinct
+        title = f"search step {step}/{schedule.steps}"
         with deciding(state):
-            candidate = _decide(agent, environment, state, numpy_generator(seed, f"agent/{step}"), f"search step {step}/{schedule.steps}")
+            candidate = _decide(agent, environment, state, numpy_generator(seed, f"agent/{step}"), title, on_episode)
         _carry_out(state, candidate, environment)
         search_seconds = time.perf_counter() - started + ledger.known_seconds
         state.step = step
@@ -128,16 +131,34 @@ def run_search(
     return state
 
 
-def _decide(agent: Agent, environment: Environment, state: SearchState, generator: np.random.Generator, title: str) -> Any:
+def _decide(
+    agent: Agent,
+    environment: Environment,
+    state: SearchState,
+    generator: np.random.Generator,
+    title: str,
+    on_episode: Callable[[SearchState], None],
+) -> Any:
     """The candidate to carry out: the agent's, or none at all where earlier steps removed what this one was to remove."""
     ledger = environment.ledger
     task = Task(environment, state.network, state.graph, state.step, state.carry)
     if task.idle:
         return task.evaluate(task.channel_shares)
-    most = min(agent.candidates_per_step, ledger.max_candidates or agent.candidates_per_step)
-    with tqdm(total=most, desc=title, unit="cand", leave=False) as bar:
-        ledger.on_measure = partial(_advance, bar)
+    with tqdm(total=step_candidates(agent, state.graph, ledger.max_candidates), desc=title, unit="cand", leave=False) as bar:
+
+        def report(values: dict[str, Any]) -> None:
+            state.history.episodes.append({"step": state.step + 1, **values})
+            bar.set_postfix(values, refresh=False)
+            on_episode(state)
+
+        ledger.on_measure, ledger.on_report = partial(_advance, bar), report
         return agent.decide(task, generator)
+
+
+def step_candidates(agent: Agent, graph: ChannelGraph, most: int | None) -> int:
+    """Distinct candidates that an agent measures in a step at most, or the most it may."""
+    count = agent.candidates_per_step * (len(graph.groups) if getattr(agent, "measures_layers", False) else 1)
+    return min(count, most or count)
 
 
 def _carry_out(state: SearchState, candidate: Any, environment: Environment) -> None:
@@ -172,8 +193,8 @@ def _layer_rows(state: SearchState) -> list[dict[str, Any]]:
     return [{"step": state.step, "group": name, "units": len(units)} for name, units in state.kept.items()]
 
 
-def _advance(bar: Any, candidate: Any) -> None:
-    bar.set_postfix(accuracy=f"{100 * candidate.accuracy:.2f}%", refresh=False)
+def _advance(bar: Any, accuracy: float) -> None:
+    bar.set_postfix(accuracy=f"{100 * accuracy:.2f}%", refresh=False)
     bar.update()
 
 

@@ -74,7 +74,9 @@ def level_steps(*, sparsity: float, steps: int, save_at: Sequence[float]) -> dic
     return levels
 
 
-def make_schedule(*, targets: Targets, steps: int, period: int, save_at: Sequence[float], dense: Size, smallest: Size) -> Schedule:
+def make_schedule(
+    *, targets: Targets, steps: int, period: int, save_at: Sequence[float], dense: Size, smallest: Size, free: bool = False
+) -> Schedule:
     """Equal steps from the dense network to the targets; the step nearest to a level reaches it exactly.
 
     Args:
@@ -84,11 +86,12 @@ def make_schedule(*, targets: Targets, steps: int, period: int, save_at: Sequenc
         save_at: sparsities that are saved on the way.
         dense: size of the dense network.
         smallest: size of the network that has lost all it may lose.
+        free: the agent decides how much goes where nothing is asked.
 
     Raises:
         UserError: as `level_steps`, or a target is out of reach; says what is within it.
     """
-    _check_reach(targets, dense, smallest)
+    _check_reach(targets, dense, smallest, free)
     done = [step / steps for step in range(1, steps + 1)]  # share of the way behind each step
     levels: dict[int, float | None] = {steps: targets.sparsity}
     if targets.sparsity is not None:
@@ -100,7 +103,8 @@ def make_schedule(*, targets: Targets, steps: int, period: int, save_at: Sequenc
             f"schedule.save_at={list(save_at)}: levels are channel sparsities on the way to schedule.sparsity; "
             "set it too, or schedule.save_at=[]"
         )
-    fewest = smallest.channels if targets == Targets(None, None, None, targets.max_drop) else None
+    bound_alone = targets.max_drop is not None and targets == Targets(None, None, None, targets.max_drop)
+    fewest = smallest.channels if bound_alone else None
     goals = tuple(_goal(targets, share, dense, fewest, exact=step in levels) for step, share in enumerate(done, start=1))
     return Schedule(goals, dict(sorted(levels.items())), period, None if targets.max_drop is None else targets.max_drop / 100)
 
@@ -119,13 +123,13 @@ def _goal(targets: Targets, done: float, dense: Size, fewest: int | None, *, exa
     return Goal(channels, macs, params, exact)
 
 
-def _check_reach(targets: Targets, dense: Size, smallest: Size) -> None:
-    if targets == Targets(None, None, None, None):
+def _check_reach(targets: Targets, dense: Size, smallest: Size, free: bool) -> None:
+    if targets == Targets(None, None, None, None) and not free:
         raise UserError("schedule.sparsity=null: nothing says how much goes; set it, or budget.macs, budget.params or budget.max_drop")
     if smallest.channels == dense.channels:
         raise UserError("schedule: nothing may go; lower schedule.min_keep or schedule.round_to, or raise schedule.max_sparsity")
     most = 1 - smallest.channels / dense.channels
-    floors = "as schedule.min_keep, round_to and max_sparsity keep the rest"
+    floors = "as schedule.min_keep, round_to, max_sparsity and agent.pr_max, where there is one, keep the rest"
     if targets.sparsity is not None and math.ceil(targets.sparsity * dense.channels - 1e-6) > dense.channels - smallest.channels:
         raise UserError(f"schedule.sparsity={targets.sparsity}: at most {_down(most)} is within reach, {floors}")
     for name, share, least in (

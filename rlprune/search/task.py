@@ -1,19 +1,26 @@
 """The task an agent sees at one pruning step: what it may remove, and what a candidate is worth."""
 
+import logging
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
+from rlprune.agents.base import Finetuning
+from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph, Slicer, prune
 from rlprune.search.allocate import allocate, carried, turns_by_share
 from rlprune.search.execution import MULTIPLES
+from rlprune.search.layers import LayerEnv, LayerReward
 from rlprune.search.limits import Goal, Room
 from rlprune.search.schedule import Size
 
+log = logging.getLogger(__name__)
 Reward = Callable[..., float]
 """Called with accuracy, flops_ratio and params_ratio by name, all fractions."""
 
@@ -37,26 +44,34 @@ class Candidate:
     reward: float
 
 
+class Measured(NamedTuple):
+    """A distinct candidate's accuracy, and a number that tells it from others."""
+
+    fingerprint: int
+    accuracy: float
+
+
 @dataclass
 class Ledger:
     """Counts what a search measures and says when it must end.
 
     `distinct` candidates were measured, `repeated` came from the cache. `max_candidates` bounds the distinct ones of a step; `deadline` is
-    on the clock of time.monotonic. `on_measure` is called after every measurement. `measured` holds the accuracies of the step's distinct
-    candidates in their order; those that are `known` from before the search was interrupted, in `known_seconds`, are not measured again.
+    on the clock of time.monotonic. `on_measure` is called with every accuracy, `on_report` with what an agent reports. `measured` holds
+    the step's distinct candidates in their order; those that are `known` from before the search was interrupted, in `known_seconds`, are
+    not measured again.
     """
 
     max_candidates: int | None = None
     deadline: float | None = None
     distinct: int = 0
     repeated: int = 0
-    seconds: float = 0.0
     step_start: int = 0
-    on_measure: Callable[[Candidate], None] = lambda candidate: None
-    measured: list[float] = field(default_factory=list)
-    known: list[float] = field(default_factory=list)
+    on_measure: Callable[[float], None] = lambda accuracy: None
+    measured: list[Measured] = field(default_factory=list)
+    known: list[Measured] = field(default_factory=list)
     known_seconds: float = 0.0
     on_accuracy: Callable[[], None] = lambda: None
+    on_report: Callable[[dict[str, Any]], None] = lambda values: None
 
     @property
     def expired(self) -> bool:
@@ -68,17 +83,34 @@ class Ledger:
         """No further candidate may be measured in this step."""
         return self.expired or (self.max_candidates is not None and self.distinct - self.step_start >= self.max_candidates)
 
-    def accuracy(self, measure: Callable[[], float]) -> float:
-        """The accuracy of the step's next distinct candidate: known, or measured now."""
+    def accuracy(self, subject: Sequence[np.ndarray], measure: Callable[[], float]) -> float:
+        """The accuracy of the step's next distinct candidate, which `subject` tells from others: known, or measured now."""
         place = len(self.measured)
-        self.measured.append(self.known[place] if place < len(self.known) else measure())
+        fingerprint = zlib.crc32(b"/".join(np.asarray(array, dtype=np.int64).tobytes() for array in subject))
+        if place < len(self.known) and self.known[place].fingerprint != fingerprint:  # as where another machine rounds otherwise
+            log.warning(
+                "the search goes another way than before the interruption; %d candidates are measured anew", len(self.known) - place
+            )
+            self.known = self.known[:place]
+        self.measured.append(self.known[place] if place < len(self.known) else Measured(fingerprint, measure()))
+        self.distinct += 1
+        self.on_measure(self.measured[place].accuracy)
         self.on_accuracy()
-        return self.measured[place]
+        return self.measured[place].accuracy
 
 
 def as_it_is(network: nn.Module) -> nn.Module:
     """Nothing done to a network."""
     return network
+
+
+def no_finetuning(network: nn.Module, finetuning: Finetuning, phase: str) -> None:
+    """There are no images to train on.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError("finetune_batches: this search has no images to train on; set it to 0")
 
 
 @dataclass(frozen=True)
@@ -94,6 +126,8 @@ class Environment:
     ledger: Ledger = field(default_factory=Ledger)
     refresh: Callable[[nn.Module], object] = as_it_is  # what a pruned network gets before it is looked at
     prepare: Callable[[nn.Module], nn.Module] = as_it_is  # makes of a candidate the network that is measured
+    finetune: Callable[[nn.Module, Finetuning, str], None] = no_finetuning  # trains a network of an episode in place, in a named phase
+    example: Tensor | None = None  # images, as the network takes them
     execution: str = "sliced"  # how candidates are run: a key of MULTIPLES
 
 
@@ -106,8 +140,7 @@ class Task:
         self.environment, self.network, self.graph, self.step = environment, network, graph, step
         self.carry = np.zeros(len(graph.groups)) if carry is None else carry
         self.room = Room(graph, [environment.kept_counts[group.name] for group in graph.groups])
-        self._cache: dict[tuple[int, ...], Candidate] = {}
-        self._ranking: dict[str, np.ndarray] | None = None
+        self._cache: dict[tuple[Any, ...], Candidate] = {}
         self._slicer: Slicer | None = None
 
     @property
@@ -118,7 +151,18 @@ class Task:
     @property
     def idle(self) -> bool:
         """Earlier steps have removed what this one was to remove."""
-        return float(self.goal.excess(self.graph, np.zeros(len(self.graph.groups), dtype=int))) <= 0
+        return not self.goal.free and float(self.goal.excess(self.graph, np.zeros(len(self.graph.groups), dtype=int))) <= 0
+
+    @property
+    def example(self) -> Tensor:
+        """Two training images, as the network takes them, for agents that trace or run it.
+
+        Raises:
+            UserError: there is none in this search.
+        """
+        if self.environment.example is None:
+            raise UserError("the agent needs example images, and this search has none")
+        return self.environment.example
 
     @property
     def steps(self) -> int:
@@ -136,7 +180,7 @@ class Task:
         channels = self.graph.num_units * self.graph.channels_per_unit
         return channels / channels.sum()
 
-    @property
+    @cached_property
     def accuracy(self) -> float:
         """Accuracy of the network as it is, on the search split."""
         return self.environment.measure(self.network)
@@ -152,11 +196,17 @@ class Task:
         counts = allocate(turns_by_share(action, self.carry, self.room), self.room, self.goal)
         return self._evaluate(action, counts, carried(action, self.carry, counts, self.room))
 
-    def evaluate_ranking(self, scores: Sequence[np.ndarray]) -> Candidate:
+    def evaluate_counts(self, counts: np.ndarray) -> Candidate:
+        """Measure the network without so many units of each group, shape (group,), whether or not it meets the step's goal."""
+        removed = counts * self.room.weights
+        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry)
+
+    def evaluate_ranking(self, scores: Sequence[np.ndarray], *, within: bool = False) -> Candidate:
         """Measure what goes when the units of all groups stand in one ranking, lowest first.
 
         Args:
-            scores: of every unit, comparable over groups; each of shape (unit,). Within a group the criterion's order counts.
+            scores: of every unit, comparable over groups; each of shape (unit,).
+            within: they also say which units of a group go; otherwise the criterion's order counts there.
         """
         turns = np.empty(len(self.room.owner))
         for index, values in enumerate(scores):
@@ -166,7 +216,28 @@ class Task:
             turns[mine] = (sums[last] - sums[first]) / (last - first)
         counts = allocate(turns, self.room, self.goal)
         removed = counts * self.room.weights
-        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry)
+        orders = [np.argsort(values, kind="stable") for values in scores] if within else None
+        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry, orders)
+
+    def layers(
+        self,
+        *,
+        features: Sequence[str],
+        pr_max: float,
+        reward: LayerReward | None = None,
+        finetuning: Finetuning | None = None,
+    ) -> LayerEnv:
+        """This step as episodes, one action a channel group: see `LayerEnv`."""
+        return LayerEnv(self, features=features, pr_max=pr_max, reward=reward, finetuning=finetuning)
+
+    def worth(self, accuracy: float, counts: np.ndarray) -> float:
+        """The run's reward for a network of this accuracy without `counts` units of each group."""
+        macs, params, dense = self.graph.cost.macs(counts), self.graph.cost.params(counts), self.environment.dense
+        return self.environment.reward(accuracy=accuracy, flops_ratio=1 - macs / dense.macs, params_ratio=1 - params / dense.params)
+
+    def report(self, **values: float | None) -> None:
+        """Tell the run about one episode: its numbers become a row of episodes.csv and the curves of episodes.png."""
+        self.environment.ledger.on_report(values)
 
     def after(self, candidate: Candidate) -> "Task | None":
         """The next step's task if this candidate were carried out now, without recovery; None behind the last step."""
@@ -175,38 +246,36 @@ class Task:
         network = prune(self.network, self.graph, candidate.keep)
         return Task(self.environment, network, self.graph.after(candidate.keep), self.step + 1, candidate.carry)
 
-    def keep(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """The units that stay when each group loses its `counts` lowest-ranked ones."""
-        if self._ranking is None:
-            self._ranking = {
-                group.name: np.argsort(values, kind="stable") for group, values in zip(self.graph.groups, self.scores, strict=True)
-            }
+    @cached_property
+    def orders(self) -> list[np.ndarray]:
+        """The units of each group, group after group, in the order in which they go: by the criterion, lowest first."""
+        return [np.argsort(values, kind="stable") for values in self.scores]
+
+    def keep(self, counts: np.ndarray, orders: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """The units that stay when each group loses its `counts` first ones."""
+        rankings = self.orders if orders is None else orders
         return {
-            group.name: np.sort(self._ranking[group.name][count:]) for group, count in zip(self.graph.groups, counts.tolist(), strict=True)
+            group.name: np.sort(order[count:]) for group, order, count in zip(self.graph.groups, rankings, counts.tolist(), strict=True)
         }
 
-    def _evaluate(self, action: np.ndarray, counts: np.ndarray, carry: np.ndarray) -> Candidate:
-        key = tuple(counts.tolist())
-        ledger = self.environment.ledger
+    def _evaluate(self, action: np.ndarray, counts: np.ndarray, carry: np.ndarray, orders: Sequence[np.ndarray] | None = None) -> Candidate:
+        keep = self.keep(counts, orders)
+        key = tuple(counts.tolist()) if orders is None else tuple(units.tobytes() for units in keep.values())
         if key in self._cache:
-            ledger.repeated += 1
+            self.environment.ledger.repeated += 1
             return replace(self._cache[key], action=action, carry=carry)
-        start = time.perf_counter()
-        candidate = self._measure(action, counts, carry)
-        self._cache[key] = candidate
-        ledger.seconds += time.perf_counter() - start
-        ledger.distinct += 1
-        ledger.on_measure(candidate)
-        return candidate
-
-    def _measure(self, action: np.ndarray, counts: np.ndarray, carry: np.ndarray) -> Candidate:
-        keep = self.keep(counts)
         if self._slicer is None:
             self._slicer = Slicer(self.network, self.graph, multiple=MULTIPLES[self.environment.execution])
-        accuracy = self.environment.ledger.accuracy(partial(self._accuracy, self._slicer, keep))
-        macs, params, dense = self.graph.cost.macs(counts), self.graph.cost.params(counts), self.environment.dense
-        reward = self.environment.reward(accuracy=accuracy, flops_ratio=1 - macs / dense.macs, params_ratio=1 - params / dense.params)
-        return Candidate(action, counts, keep, carry, accuracy, macs, params, reward)
+        subject = [counts] if orders is None else list(keep.values())
+        accuracy = self.environment.ledger.accuracy(subject, partial(self._accuracy, self._slicer, keep))
+        self._cache[key] = self._candidate(action, counts, keep, carry, accuracy)
+        return self._cache[key]
+
+    def _candidate(
+        self, action: np.ndarray, counts: np.ndarray, keep: dict[str, np.ndarray], carry: np.ndarray, accuracy: float
+    ) -> Candidate:
+        macs, params = self.graph.cost.macs(counts), self.graph.cost.params(counts)
+        return Candidate(action, counts, keep, carry, accuracy, macs, params, self.worth(accuracy, counts))
 
     def _accuracy(self, slicer: Slicer, keep: dict[str, np.ndarray]) -> float:
         network = slicer(keep)

@@ -1,4 +1,4 @@
-"""What a pruned network may get before it is looked at: new batch-norm statistics, or a brief recovery."""
+"""What a pruned network may get before it is looked at: new batch-norm statistics, a brief recovery, or fine-tuning layer by layer."""
 
 import copy
 import math
@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from rlprune.agents.base import Finetuning
 from rlprune.data.base import sample
 from rlprune.kernels import careful_kernels
 from rlprune.seeding import numpy_generator
@@ -82,3 +83,36 @@ class BriefRecovery:
             epochs=1, recovery=self.recovery, execution=self.execution, seed=self.seed, phase="brief recovery", progress_bar=False,
         )  # fmt: skip
         return trained
+
+
+class FineTuning:
+    """Trains a network on the labels behind every action of an episode (FPRL, Algorithm 1, line 12).
+
+    Args:
+        setup: data and device.
+        recovery: batch size, optimizer and bound of the gradient; the rate is that of the fine-tuning, and constant.
+        seed: of the run.
+    """
+
+    def __init__(self, setup: Setup, recovery: Recovery, seed: int) -> None:
+        self.setup, self.recovery, self.seed = setup, recovery, seed
+
+    def __call__(self, network: nn.Module, finetuning: Finetuning, phase: str) -> None:
+        """Train in place; the images of a phase are always the same ones."""
+        splits = self.setup.splits
+        if finetuning.batches is not None:
+            images = sample(splits.train, finetuning.batches * self.recovery.batch_size, numpy_generator(self.seed, phase))
+            splits = replace(splits, train=images.load())
+        make = self.recovery.recipe.optimizer
+        recipe = replace(
+            self.recovery.recipe,
+            optimizer=lambda groups: make([{**group, "lr": finetuning.lr} for group in groups]),
+            lr_schedule="constant",
+            lr_milestones=(),
+            warmup_epochs=0,
+        )
+        recover(
+            network, network, splits,
+            epochs=finetuning.epochs, recovery=replace(self.recovery, recipe=recipe, rho=0.0), execution=self.setup.execution,
+            seed=self.seed, phase=phase, progress_bar=False,
+        )  # fmt: skip

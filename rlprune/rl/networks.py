@@ -1,0 +1,67 @@
+"""Actor and critic: small fully connected networks, on the CPU, whose weights come from a generator of their own."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAST = 3e-3  # bound of an output layer's first weights, so that what it says at the start is near the middle (Lillicrap et al. 2016)
+
+
+class Perceptron(nn.Module):
+    """Linear layers with ReLU between them: (N, inputs) → (N, 1).
+
+    Args:
+        inputs: features that it reads.
+        hidden: widths of the hidden layers.
+        generator: of the first weights.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__()
+        widths = [inputs, *hidden, 1]
+        self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, *sizes) for sizes in pairwise(widths))
+        for depth, (layer, width) in enumerate(zip(self.layers, widths[:-1], strict=True)):
+            bound = LAST if depth == len(hidden) else width**-0.5
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) → (N, 1)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        output: Tensor = self.layers[-1](x)
+        return output
+
+
+class Actor(nn.Module):
+    """A deterministic policy μ(s): (N, feature) → (N, 1) in (0, `most`)."""
+
+    def __init__(self, num_features: int, hidden: Sequence[int], most: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.body, self.most = Perceptron(num_features, hidden, generator), most
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Actions."""
+        return torch.sigmoid(self.body(observations)) * self.most
+
+
+class Critic(nn.Module):
+    """A value Q(s, a): (N, feature), (N, 1) → (N, 1)."""
+
+    def __init__(self, num_features: int, hidden: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__()
+        self.body = Perceptron(num_features + 1, hidden, generator)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q values."""
+        value: Tensor = self.body(torch.cat([observations, actions], dim=1))
+        return value
+
+
+@torch.no_grad()
+def soft_update(targets: Iterable[Tensor], sources: Iterable[Tensor], tau: float) -> None:
+    """θ' ← τ θ + (1 − τ) θ', in place (Lillicrap et al. 2016)."""
+    torch._foreach_lerp_(list(targets), list(sources), tau)
