@@ -26,9 +26,18 @@ def read(folder):
         for row in result["rows"]:
             kind = "dense" if row is dense else CONTROL if row["name"] == CONTROL else name
             state = "" if row["level"] == 0 else row["name"].partition(" ")[0]
-            lines.append({"agent": kind, "seed": int(seed), "level": row["level"], "state": state, "dense": dense["top1"]} | row)
+            level = "" if row["level"] == 0 else what_goes(result, row["level"])
+            lines.append({"agent": kind, "seed": int(seed), "state": state, "dense": dense["top1"]} | row | {"level": level})
             lines[-1] |= {"candidates": result["search"]["candidates"], "minutes": result["seconds"]["search"] / 60}
     return pd.DataFrame(lines)
+
+
+def what_goes(result, level):
+    """Of a level on the way to a sparsity: its channels removed; of a search with budgets: the shares that are kept at most."""
+    asked = {key.partition(".")[2]: target["asked"] for key, target in result.get("targets", {}).items()}
+    if asked and "sparsity" not in asked:
+        return ", ".join(f"{100 * share:g} % of {name}" for name, share in asked.items()).replace("macs", "MACs")
+    return f"{100 * level:.0f} % removed"
 
 
 def interval(differences):
@@ -52,7 +61,7 @@ def line_of(frame, agent, level, baseline):
     spread = f" ± {100 * after.std():.2f}" if len(after) > 1 else ""
     return {
         "network": agent,
-        "channels removed": f"{100 * level:.0f} %",
+        "level": level,
         "top-1 %, pruned": f"{100 * before.mean():.2f}" if len(before) else "",
         "top-1 %": f"{100 * after.mean():.2f}{spread}",
         "Δ": f"{100 * (after - mine.groupby('seed')['dense'].first()).mean():+.2f}",
@@ -69,8 +78,8 @@ def main():
     baseline = sys.argv[2] if len(sys.argv) > 2 else "uniform"
     frame = read(sys.argv[1])
     agents = sorted(set(frame["agent"]) - {"dense", CONTROL}, key=lambda name: (name != baseline, name))
-    lines = [line_of(frame, name, 0.0, baseline) for name in ("dense", CONTROL) if name in set(frame["agent"])]
-    lines += [line_of(frame, agent, level, baseline) for level in sorted(set(frame["level"]) - {0.0}) for agent in agents]
+    lines = [line_of(frame, name, "", baseline) for name in ("dense", CONTROL) if name in set(frame["agent"])]
+    lines += [line_of(frame, agent, level, baseline) for level in sorted(set(frame["level"]) - {""}) for agent in agents]
     print(to_markdown(pd.DataFrame(lines)))
 
 

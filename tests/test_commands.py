@@ -607,6 +607,24 @@ def test_the_readme_agent_is_one_file_and_one_yaml(rlprune, monkeypatch, tmp_pat
     assert (code, "agent.power=much: must be a finite number" in err) == (2, True)
 
 
+def test_the_readme_agent_that_learns_works_layer_by_layer(rlprune, monkeypatch, tmp_path):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    Path("my_conf/agent").mkdir(parents=True)
+    Path("my_climber.py").write_text(text.split("```python\n# my_climber.py\n")[1].split("```")[0])
+    Path("my_conf/agent/climber.yaml").write_text(text.split("```yaml\n# my_conf/agent/climber.yaml\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    line = (*SMOKE, "--config-dir", "my_conf", "agent=climber", "schedule.steps=1", "schedule.sparsity=null", "budget.macs=0.5")
+    assert rlprune(*line, "search.max_candidates=20")[0] == 0
+    episodes = pd.read_csv(run_dirs()[0] / "episodes.csv")
+    assert len(episodes) == 20
+    assert (episodes["best"] == episodes["reward"].cummax()).all()
+    chosen = result(run_dirs()[0])
+    assert chosen["targets"]["budget.macs"]["reached"] <= 0.5
+    assert pd.read_csv(run_dirs()[0] / "metrics.csv")["accuracy_pruned"][0] == episodes["best"].iloc[-1]
+    code, _, err = rlprune(*line, "agent.episodes=0")
+    assert (code, "agent.episodes=0: must be ≥ 1" in err) == (2, True)
+
+
 def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
     assert rlprune(*SMOKE)[0] == 0
     folder = run_dirs()[0] / "pruned"

@@ -136,7 +136,8 @@ class Agent(Protocol):
     """Decides what a pruning step removes. Its numbers are set in its yaml; it draws from the generator it is given and from no other.
 
     It may also have `measures_layers = True` (`candidates_per_step` counts episodes, each of which measures a candidate for every group),
-    `pr_max` (share of its units that a group may lose at most) and `decides_size = True` (it can do without any target).
+    `pr_max` (share of its units that a group may lose at most), `finetuning` (that it asks of every candidate, for the time announced) and
+    `decides_size = True` (it can do without any target).
     """
 
     candidates_per_step: int

@@ -11,7 +11,7 @@ from torch import nn
 from rlprune.cost import count_params
 from rlprune.files import write_text
 from rlprune.results.final_test import final_test, latency_ms
-from rlprune.results.plots import plot_accuracy, plot_layers
+from rlprune.results.plots import plot_accuracy, plot_episodes, plot_layers
 from rlprune.results.record import Clock, History, Identity, Row, environment, write_result
 from rlprune.results.tables import run_table, to_markdown
 from rlprune.setup import Setup
@@ -84,6 +84,8 @@ def finish(
         with clock.phase("plots"):
             plot_accuracy(job.run_dir / "accuracy.png", history.steps, rows)
             plot_layers(job.run_dir / "layers.png", history.layers)
+            if history.episodes:
+                plot_episodes(job.run_dir / "episodes.png", history.episodes)
     table = run_table(rows)
     write_text(job.run_dir / "table.md", to_markdown(table) + "\n")
     write_text(job.run_dir / "table.csv", table.to_csv(index=False))
@@ -132,4 +134,5 @@ def _print(table: pd.DataFrame, rows: Sequence[Row], history: History | None, de
             why = {"max_minutes": "schedule.max_minutes is over", "max_drop": "it loses more than budget.max_drop"}[history.stopped]
             log.warning("the search stopped behind step %d, as %s; the table shows what it reached", len(history.steps), why)
         names = [*(f"{level['folder']}/" for level in history.levels), "metrics.csv", "layers.csv", "accuracy.png", "layers.png", *names]
+        names[-2:-2] = ["episodes.csv", "episodes.png"] if history.episodes else []
     log.info("wrote to %s: %s", job.run_dir, "  ".join(names))

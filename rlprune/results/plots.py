@@ -1,4 +1,4 @@
-"""The two plots of a run. Colours and line styles that the colour-blind can tell apart (Okabe and Ito)."""
+"""The plots of a run. Colours and line styles that the colour-blind can tell apart (Okabe and Ito)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,13 +59,34 @@ def plot_layers(path: Path, layers: Sequence[dict[str, Any]]) -> None:
     _save(figure, path)
 
 
-def _figure(height: float = 4.2) -> tuple[Any, Any]:
+def plot_episodes(path: Path, episodes: Sequence[dict[str, Any]]) -> None:
+    """Reward, and the losses of an agent that has some, by episode; a line where a pruning step ends."""
+    frame = pd.DataFrame(episodes)
+    panels = [("reward", ["reward", "best"]), *((name, [name]) for name in ("critic_loss", "actor_loss") if name in frame)]
+    panels = [(label, names) for label, names in panels if frame[names[0]].notna().any()]
+    figure, axes = _figure(height=1.2 + 2.1 * len(panels), rows=len(panels))
+    number = range(1, len(frame) + 1)
+    for panel, (label, names) in zip(axes, panels, strict=True):
+        for name, style, colour in zip(names, (".", "-"), COLOURS, strict=False):
+            panel.plot(number, frame[name], style, markersize=4, color=colour, label={"reward": "episode", "best": "best so far"}.get(name))
+        panel.set_ylabel(label.replace("_", " "))
+        panel.set_yscale("log" if label == "critic_loss" else "linear")  # a squared error, over orders of magnitude
+        for end in frame.index[frame["step"].diff() > 0]:
+            panel.axvline(end + 0.5, color="0.6", linewidth=0.8, linestyle=":")
+    axes[0].legend(frameon=False)
+    axes[-1].set_xlabel("episode")
+    _save(figure, path)
+
+
+def _figure(height: float = 4.2, rows: int | None = None) -> tuple[Any, Any]:
+    """A figure and its axes; a list of them, one below the other, where rows are asked for."""
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
     figure = Figure(figsize=(7, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    axes = figure.subplots(rows or 1, sharex=True, squeeze=False)[:, 0]
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0] if rows is None else list(axes)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from rlprune.agents.base import Agent
+from rlprune.agents.base import Agent, Finetuning
 from rlprune.criteria.base import Criterion
 from rlprune.data.base import sample
 from rlprune.errors import UserError
@@ -210,20 +210,11 @@ class PruneJob:
         start = time.perf_counter()
         environment.refresh(trial)
         environment.measure(environment.prepare(trial))
-        one = time.perf_counter() - start
+        one = time.perf_counter() - start + self._finetuning_seconds(state)
         ahead = range(state.step + 1, plan.steps + 1)
         epochs = sum(self.recovery.final_epochs if plan.saves(step) else self.recovery.epochs for step in ahead if plan.recovers(step))
         epochs *= 1 + self.recovery.control
-        epoch = 0.0
-        if epochs:
-            epoch = epoch_seconds(
-                copy.deepcopy(state.network),
-                state.teacher,
-                self.setup.splits,
-                recovery=self.recovery,
-                execution=self.setup.execution,
-                seed=self.identity.seed,
-            )
+        epoch = self._epoch_seconds(state, self.recovery) if epochs else 0.0
         per_step = step_candidates(self.agent, state.graph, self.search.max_candidates)
         candidates = per_step * len(ahead)
         limit = "" if self.schedule.max_minutes is None else f"; the search ends after {self.schedule.max_minutes:g} min at the latest"
@@ -233,6 +224,21 @@ class PruneJob:
             f"resuming behind step {state.step}" if state.step else "search", candidates, per_step, images, one,
             candidates * one / 60, epochs, epoch, epochs * epoch / 60, (candidates * one + epochs * epoch) / 60, limit,
         )  # fmt: skip
+
+    def _epoch_seconds(self, state: SearchState, recovery: Recovery) -> float:
+        network, setup = copy.deepcopy(state.network), self.setup
+        return epoch_seconds(
+            network, state.teacher, setup.splits, recovery=recovery, execution=setup.execution, seed=self.identity.seed
+        )  # fmt: skip
+
+    def _finetuning_seconds(self, state: SearchState) -> float:
+        """What an agent that fine-tunes candidates spends on one, measured on two batches."""
+        finetuning: Finetuning | None = getattr(self.agent, "finetuning", None)
+        if finetuning is None or finetuning.batches == 0:
+            return 0.0
+        whole, images = self._epoch_seconds(state, replace(self.recovery, rho=0.0)), len(self.setup.splits.train)
+        share = 1.0 if finetuning.batches is None else min(1.0, finetuning.batches * self.recovery.batch_size / images)
+        return finetuning.epochs * share * whole
 
     # -- during the search ---------------------------------------------------------------------------------------------------------
 
