@@ -351,6 +351,62 @@ def interrupt(*arguments, **settings):
     raise KeyboardInterrupt
 
 
+EPISODES = (
+    "agent.episodes=12",
+    "agent.batch_size=8",
+    "search.max_candidates=null",
+    "schedule.steps=1",
+    "recovery.control=false",
+    "precision=fp32",
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("agent=ddpg", *EPISODES, "agent.finetune_batches=1", "agent.policy=final"),
+        ("agent=amc", *EPISODES, "agent.warmup=4", "schedule.sparsity=null", "budget.macs=0.4", "budget.params=0.5"),
+    ],
+)
+def test_a_search_by_episodes_is_killed_and_goes_on_to_the_same_result(rlprune, monkeypatch, line):
+    whole, killed = Path("outputs/whole"), Path("outputs/killed")
+    assert rlprune(*SMOKE, *line, f"paths.run={whole}")[0] == 0
+    episodes, steps = pd.read_csv(whole / "episodes.csv"), pd.read_csv(whole / "metrics.csv")
+    assert (len(episodes), episodes["critic_loss"].notna().sum()) == (12, 12 if "agent=ddpg" in line else 8)
+    assert steps["reward"][0] == steps["accuracy_pruned"][0] == result(whole)["rows"][-2]["search_top1"]
+    spare = [abs(target["reached"] - target["asked"]) for target in result(whole)["targets"].values()]
+    assert min(spare) < 0.01  # the one that binds is met within a unit
+    measured, accuracy = [], Ledger.accuracy
+
+    def counted(self, subject, measure):
+        measured.append(1)
+        if len(measured) == 9:
+            raise KeyboardInterrupt  # as a second Ctrl-C does
+        return accuracy(self, subject, measure)
+
+    monkeypatch.setattr(Ledger, "accuracy", counted)
+    assert rlprune(*SMOKE, *line, f"paths.run={killed}")[0] == 130
+    assert len(json.loads((killed / "checkpoint/measured.json").read_text())["accuracies"]) == 8
+    code, out, _ = rlprune(*SMOKE, *line, f"paths.run={killed}")
+    assert (code, "step 1: 8 candidates were measured before the interruption" in out) == (0, True)
+    assert metrics(result(killed)) == metrics(result(whole))
+    pd.testing.assert_frame_equal(pd.read_csv(killed / "episodes.csv"), episodes)
+    assert {path.name for path in killed.rglob("*")} == {path.name for path in whole.rglob("*")} >= {"episodes.csv", "episodes.png"}
+
+
+def test_an_agent_that_weighs_size_itself_needs_no_target(rlprune):
+    assert (
+        rlprune(*SMOKE, "agent=ddpg", "schedule=free", "schedule.steps=1", "agent.noise_std=0", "agent.pr_max=0.5", "recovery=none")[0] == 0
+    )
+    (folder,) = run_dirs()
+    sparsity = pd.read_csv(folder / "metrics.csv")["sparsity"][0]
+    assert sparsity == pytest.approx(0.25, abs=0.05)  # without noise and lessons the actor says half of pr_max
+    assert result(folder)["targets"] == {}
+    for agent in ("mcq", "amc", "uniform"):
+        code, _, err = rlprune(*SMOKE, f"agent={agent}", "schedule=free")
+        assert (code, "schedule.sparsity=null: nothing says how much goes" in err) == (2, True)
+
+
 def test_resume_true_means_the_newest_unfinished_run_of_the_line(rlprune, monkeypatch):
     line = (*SMOKE, "agent=uniform")
     with monkeypatch.context() as patch:
@@ -696,6 +752,17 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "channels_last=maybe"), "channels_last=maybe"),
         (("prune", "agent="), "agent=: unknown; choose one of amc, ddpg, depgraph, global, mcq, random_rates, random_search, uniform"),
         (("prune", "model=null"), "a group was set to null"),
+        (("prune", "agent=ddpg", "agent.pr_max=1.5"), "agent.pr_max=1.5: must be in (0, 1)"),
+        (("prune", "agent=amc", "agent.pr_max=0"), "agent.pr_max=0.0: must be in (0, 1)"),
+        (("prune", "agent=ddpg", "agent.episodes=0"), "agent.episodes=0: must be ≥ 1"),
+        (("prune", "agent=ddpg", "agent.replay_size=64"), "agent.replay_size=64: must hold a batch, ≥ batch_size=128"),
+        (
+            ("prune", "agent=amc", "agent.pr_max=0.3", "budget.macs=0.2"),
+            "budget.macs=0.2: 0.529 to 1 of the dense network's is within reach",
+        ),
+        (("prune", "agent=amc", "schedule.sparsity=0.9"), "agent.pr_max"),
+        (("prune", "agent=amc", "agent.warmup=400"), "agent.warmup=400: must be in [0, episodes=400)"),
+        (("prune", "agent=ddpg", "agent.reward=twice"), "agent.reward=twice: must be one of layer, end"),
         (("prune", "experiment=foo"), "experiment=foo: unknown; choose one of cifar10_resnet20"),
         (("prune", "training.optimizer=adamw"), "choose one with optimizer@training.optimizer=NAME: adamw, sgd"),
         (("prune", "schedule.save_at=0.5"), "schedule.save_at: must be a list"),
