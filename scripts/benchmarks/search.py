@@ -1,6 +1,6 @@
 """Where the time of a candidate goes, and how our search compares with a plain rendition of the published loop.
 
-usage: python scripts/benchmarks/search.py [MODEL] [--images 1024] [--split 5000] [--candidates 12] [--plain 3] [--only a,b,c,d]
+usage: python scripts/benchmarks/search.py [MODEL] [--images 1024] [--split 5000] [--candidates 12] [--plain 3] [--only a,b,c,d,e]
 
 a: our evaluator against the bare forward passes of the same small networks on the same resident batches.
 b: ours against a plain loop. For every candidate it scores anew, copies the network deeply, removes one filter at a time, and evaluates in
@@ -10,6 +10,7 @@ b: ours against a plain loop. For every candidate it scores anew, copies the net
 c: how many of the MCQ agent's candidates the allocation cache answers: 100 a step on the channel graphs of ResNet-20 and ResNet-56, with a
    made-up accuracy and no forward pass.
 d: candidates run sliced, padded and masked, as search.execution=auto measures them.
+e: where the time of a search by episodes goes (DDPG and AMC, 30 episodes to half of the MACs, no fine-tuning): evaluating, learning, rest.
 
 Images, labels and weights are random: speed does not ask. Times are the best of their rounds in milliseconds, as others may use the machine
 too, and mean something as ratios within one run.
@@ -19,6 +20,8 @@ import argparse
 import copy
 import time
 from dataclasses import replace
+from functools import partialmethod
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,6 +32,7 @@ from torchvision import transforms
 from rlprune.config import build, conf_dir, load_yaml, shipped
 from rlprune.data.base import Images, Normalization
 from rlprune.graph import Slicer, prune, trace
+from rlprune.rl.ddpg import ActorCritic
 from rlprune.search.allocate import allocate, turns_by_share
 from rlprune.search.execution import measure_executions
 from rlprune.search.limits import Goal, Room
@@ -262,6 +266,43 @@ def report_executions(bench):
         print(f"   50 % of the channels, {'in one step' if steps == 1 else f'step {steps // 2 + 1} of {steps}'}: {times}")
 
 
+# -- e: episodes ---------------------------------------------------------------------------------------------------------------------------
+
+
+class Summed:
+    """A function with the seconds of all its calls."""
+
+    def __init__(self, function):
+        self.function, self.seconds, self.calls = function, 0.0, 0
+
+    def __call__(self, *arguments, **keywords):
+        start = time.perf_counter()
+        try:
+            return self.function(*arguments, **keywords)
+        finally:
+            self.seconds, self.calls = self.seconds + time.perf_counter() - start, self.calls + 1
+
+
+def report_episodes(bench):
+    print("e: seconds of a search by episodes")
+    graph, reward = bench.graph, build(load_yaml(conf_dir() / "reward" / "accuracy.yaml"), "reward")
+    none = np.zeros(len(graph.groups))
+    dense = Size(graph.num_channels, graph.cost.macs(none), graph.cost.params(none))
+    goal = Goal(float("inf"), dense.macs // 2, float("inf"), True)
+    kept_counts = {group.name: np.arange(group.num_units, 0, -1) for group in graph.groups}
+    for name, settings in (("ddpg", {"episodes": 30}), ("amc", {"episodes": 30, "warmup": 10})):
+        agent = build(load_yaml(conf_dir() / "agent" / f"{name}.yaml") | settings, "agent")
+        measure, update = Summed(lambda network: bench.evaluator.accuracy(network).top1), Summed(ActorCritic.update)
+        environment = Environment(measure, reward, lambda network, graph: bench.scores(), dense, (goal,), kept_counts)
+        task, start = Task(environment, bench.network, graph, 0), time.perf_counter()
+        with mock.patch.object(ActorCritic, "update", partialmethod(update)):
+            agent.decide(task, numpy_generator(0, "agent/1"))
+        whole, ledger = time.perf_counter() - start, environment.ledger
+        rest = whole - measure.seconds - update.seconds
+        print(f"   {name}: {whole:.1f} in all, {ledger.distinct} candidates and {ledger.repeated} repeated, {update.calls} updates")
+        print(f"      evaluating {measure.seconds / whole:.3f}, learning {update.seconds / whole:.3f}, rest {rest / whole:.3f} of it")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="resnet20")
@@ -270,7 +311,7 @@ def main():
     parser.add_argument("--candidates", type=int, default=12)
     parser.add_argument("--plain", type=int, default=3, help="candidates of the plain loop")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 2], help="of the plain loop's DataLoader")
-    parser.add_argument("--only", default="a,b,c,d")
+    parser.add_argument("--only", default="a,b,c,d,e")
     options = parser.parse_args()
     bench = Bench(options.model, options.images, options.split, max(options.candidates, options.plain))
     clock, parts = Stopwatch(), options.only.split(",")
@@ -286,6 +327,8 @@ def main():
         report_cache()
     if "d" in parts:
         report_executions(bench)
+    if "e" in parts:
+        report_episodes(bench)
 
 
 if __name__ == "__main__":
