@@ -217,6 +217,7 @@ class Walk:
             return self._network
         network = prune(self.task.network, self.task.graph, keep)
         graft(self._network, network, self.task.graph.after(keep), places)
+        self.task.environment.refresh(network)
         return network
 
 
