@@ -237,8 +237,9 @@ def layer_facts(network: nn.Module, graph: ChannelGraph, example: Tensor | None)
             shape = [int(size[rows[member.tensor]]) for size in graph.cost.sizes]
             module, uses = modules.get(member.layer), graph.cost.uses[rows[member.tensor]]
             stride = max(np.atleast_1d(getattr(module, "stride", 1)).tolist())
+            narrows = 1 if getattr(module, "transposed", False) else stride  # whose weights are used at every place of their input
             inputs = shape[1 - member.dim] * (int(getattr(module, "groups", 1)) if member.dim == 0 else 1)
-            side = math.sqrt(max(uses, 1.0)) * stride  # of a square with as many places as the layer's input has
+            side = math.sqrt(max(uses, 1.0)) * narrows  # of a square with as many places as the layer's input has
             found.append((shape[member.dim], inputs, side * tall, side / tall, stride, max(shape[2:], default=1)))
         table.append([*np.max(found, axis=0), sum({row: macs[row] for row in (rows[m.tensor] for m in group.producers)}.values())])
     columns = dict(zip(("out_channels", "in_channels", "height", "width", "stride", "kernel_size", "macs"), np.array(table).T, strict=True))
