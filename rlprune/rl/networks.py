@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,29 @@ class Perceptron(nn.Module):
         return output
 
 
+class Bounded(torch.autograd.Function):
+    """Cuts off at 0 and `most`; backwards, a gradient shrinks with what is left of the way that it pushes (Hausknecht and Stone 2016).
+
+    Where a sigmoid is full its slope is gone, and a policy that ran there before the critic knew anything would stay. Here it comes back
+    at full speed, and one that has left the range is pulled in.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, most: float) -> Tensor:
+        """[0, `most`]."""
+        ctx.save_for_backward(x)
+        ctx.most = most
+        return x.clamp(0, most)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Of a loss: where it is negative, the way is up."""
+        (x,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient * torch.where(gradient < 0, ctx.most - x, x) / ctx.most, None
+
+
 class Actor(nn.Module):
-    """A deterministic policy μ(s): (N, feature) → (N, 1) in (0, `most`)."""
+    """A deterministic policy μ(s): (N, feature) → (N, 1) in [0, `most`]."""
 
     def __init__(self, num_features: int, hidden: Sequence[int], most: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -45,7 +67,8 @@ class Actor(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Actions."""
-        return torch.sigmoid(self.body(observations)) * self.most
+        actions: Tensor = Bounded.apply(self.most * (0.5 + self.body(observations)), self.most)
+        return actions
 
 
 class Critic(nn.Module):
