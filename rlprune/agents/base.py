@@ -177,7 +177,7 @@ def comparable(scores: Sequence[np.ndarray], normalization: Normalization) -> li
 def best_episode(task: StepTask, episodes: int, play_one: Callable[[int], tuple[Episode, dict[str, Any]]]) -> np.ndarray:
     """Play episodes, report each, and return the units that the one with the highest reward took, shape (group,); the first among equals.
 
-    It ends early where the search may measure no more; what was cut short does not count.
+    It ends early where the search may measure no more. What was cut short does not count, unless it is all there is.
 
     Args:
         task: that the episodes belong to.
@@ -188,7 +188,7 @@ def best_episode(task: StepTask, episodes: int, play_one: Callable[[int], tuple[
     for number in range(episodes):
         episode, further = play_one(number)
         if not episode.complete:
-            break
+            return counts if number else episode.info["counts"]
         if episode.reward > best:
             best, counts = episode.reward, episode.info["counts"]
         state = {name: float(episode.info[name]) for name in ("accuracy", "flops_ratio")}

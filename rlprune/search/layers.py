@@ -29,8 +29,8 @@ class LayerEnv:
     describes them. Reward: that of a layer, or, where none is given, zero until the last action and then the run's reward. Networks are
     measured behind every action where the reward or the observation needs it, otherwise behind the last; equal ones once.
 
-    When the search may measure no more, an episode is cut short (`truncated`), unless none has come to an end yet or reset was told
-    `options={"complete": True}`; then groups are decided without looking, and the last network alone is measured.
+    When the search may measure no more, an episode is cut short (`truncated`). Where none has come to an end yet, or reset was told
+    `options={"complete": True}`, this waits for the last action: the groups before are decided without looking, and nothing is trained.
 
     Args:
         task: the pruning step.
@@ -76,7 +76,7 @@ class LayerEnv:
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Back to the network that the step started from. Nothing here is random, so a seed changes nothing."""
-        self._begin(complete=bool((options or {}).get("complete", False)))
+        self._begin(complete=bool((options or {}).get("complete", not self._ended)))
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -96,9 +96,10 @@ class LayerEnv:
         if terminated and not self.task.goal.free:
             self._taken = give_back(self._taken, self.task.room, self.task.goal)
         before, measures = self._state, terminated or self._by_layer
-        if measures and self.task.exhausted and self._ended and not self._complete:
+        blind = measures and self.task.exhausted
+        if blind and (terminated or not self._complete):
             return self._observe(), 0.0, False, True, self._info(group)
-        accuracy = before.accuracy if not measures or (self.task.exhausted and not terminated) else self._measure()
+        accuracy = self._measure() if measures and not blind else before.accuracy
         self._state = self._state_with(accuracy)
         if self.reward is not None:
             reward = self.reward(before, self._state)
