@@ -149,7 +149,7 @@ class _Measured:
     def restore(self) -> None:
         """Tell the ledger what is known."""
         ledger = self.ledger
-        ledger.known, ledger.known_seconds = _read_measured(self.path, self.state_of)
+        ledger.known, ledger.known_seconds, ledger.in_time = _read_measured(self.path, self.state_of)
         if ledger.known:
             log.info("step %d: %d candidates were measured before the interruption", self.state_of["step"], len(ledger.known))
         if ledger.deadline is not None:
@@ -164,6 +164,7 @@ class _Measured:
                 "seconds": seconds,
                 "accuracies": [line.accuracy for line in lines],
                 "fingerprints": [line.fingerprint for line in lines],
+                "in_time": self.ledger.in_time,  # the rest was measured behind the deadline, such as what is carried out
             }
             write_json(self.path, self.state_of | content)
         except (OSError, ValueError) as error:
@@ -171,25 +172,26 @@ class _Measured:
         self.due = time.monotonic() + EVERY
 
 
-def _read_measured(path: Path, state_of: dict[str, int]) -> tuple[list[Measured], float]:
-    """Accuracies and seconds; none where the file is damaged, or belongs to another step."""
+def _read_measured(path: Path, state_of: dict[str, int]) -> tuple[list[Measured], float, int]:
+    """Accuracies, seconds, and how many came in time; none where the file is damaged, or belongs to another step."""
     if not path.exists():
-        return [], 0.0
+        return [], 0.0, 0
     try:
         kept = read_json(path)
         accuracies, seconds, prints = kept["accuracies"], kept["seconds"], kept["fingerprints"]
         if not (isinstance(accuracies, list) and all(type(value) is float and math.isfinite(value) for value in [seconds, *accuracies])):
             raise ValueError("it holds something else than accuracies")
         if kept["step"] != state_of["step"]:
-            return [], 0.0
+            return [], 0.0, 0
         if kept["network"] != state_of["network"]:
             raise ValueError("it belongs to another network")
         if not (isinstance(prints, list) and all(type(value) is int for value in prints) and len(prints) == len(accuracies)):
             raise ValueError("it does not say what they belong to")
-    except (UserError, KeyError, ValueError) as error:
+        in_time = min(int(kept["in_time"]), len(accuracies))
+    except (UserError, KeyError, TypeError, ValueError) as error:
         log.warning("%s: cannot be used (%s); measuring again", path, error)
-        return [], 0.0
-    return list(map(Measured, prints, accuracies)), seconds
+        return [], 0.0, 0
+    return list(map(Measured, prints, accuracies)), seconds, in_time
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def run_search(
     while state.step < schedule.steps and not state.history.stopped:
         step = state.step + 1
         started = time.perf_counter()
-        ledger.step_start, ledger.measured = ledger.distinct, []
+        ledger.step_start, ledger.measured, ledger.in_time = ledger.distinct, [], 0
         repeated, distinct = ledger.repeated, ledger.distinct
         title = f"search step {step}/{schedule.steps}"
         with deciding(state):

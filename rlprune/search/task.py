@@ -57,8 +57,8 @@ class Ledger:
 
     `distinct` candidates were measured, `repeated` came from the cache. `max_candidates` bounds the distinct ones of a step; `deadline` is
     on the clock of time.monotonic. `on_measure` is called with every accuracy, `on_report` with what an agent reports. `measured` holds
-    the step's distinct candidates in their order; those that are `known` from before the search was interrupted, in `known_seconds`, are
-    not measured again.
+    the step's distinct candidates in their order, `in_time` of them before the deadline; those that are `known` from before the search was
+    interrupted, in `known_seconds`, are not measured again.
     """
 
     max_candidates: int | None = None
@@ -70,13 +70,14 @@ class Ledger:
     measured: list[Measured] = field(default_factory=list)
     known: list[Measured] = field(default_factory=list)
     known_seconds: float = 0.0
+    in_time: int = 0
     on_accuracy: Callable[[], None] = lambda: None
     on_report: Callable[[dict[str, Any]], None] = lambda values: None
 
     @property
     def expired(self) -> bool:
-        """The time for the search is over; it is not as long as accuracies are known."""
-        return self.deadline is not None and time.monotonic() >= self.deadline and len(self.measured) >= len(self.known)
+        """The time for the search is over; it is not before all are known that it was enough for before the interruption."""
+        return self.deadline is not None and time.monotonic() >= self.deadline and len(self.measured) >= self.in_time
 
     @property
     def exhausted(self) -> bool:
@@ -91,7 +92,9 @@ class Ledger:
             log.warning(
                 "the search goes another way than before the interruption; %d candidates are measured anew", len(self.known) - place
             )
-            self.known = self.known[:place]
+            self.known, self.in_time = self.known[:place], min(self.in_time, place)
+        if not self.expired:
+            self.in_time = max(self.in_time, place + 1)
         self.measured.append(self.known[place] if place < len(self.known) else Measured(fingerprint, measure()))
         self.distinct += 1
         self.on_measure(self.measured[place].accuracy)
