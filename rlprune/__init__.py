@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlprune.graph import ChannelGraph, mask, prune, rebind, trace, verify
     from rlprune.results.artefact import load
+    from rlprune.search.pruning_env import pruning_env
 
-__all__ = ["ChannelGraph", "load", "mask", "prune", "rebind", "trace", "verify"]
+__all__ = ["ChannelGraph", "load", "mask", "prune", "pruning_env", "rebind", "trace", "verify"]
 
 _HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "rebind", "trace", "verify"), "rlprune.graph") | {
-    "load": "rlprune.results.artefact"
+    "load": "rlprune.results.artefact",
+    "pruning_env": "rlprune.search.pruning_env",
 }
 
 

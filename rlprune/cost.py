@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -72,6 +73,38 @@ class CostModel:
         """MACs and parameters of many plans at once; shape (..., group) → two of (...)."""
         numels = self.numels(counts)
         return np.round(numels @ self.uses + self.fixed_macs), np.round(numels @ self.is_parameter)
+
+    def one_changed(self, counts: np.ndarray, more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """MACs and parameters after `counts` units went, and of a single group `more` (fewer where negative): for each; all (group,).
+
+        The same as `many` with a plan for each group, without the tensors that it leaves as they are.
+        """
+        rows, groups, entries = self._meetings
+        left = np.stack(self.left(counts))  # (dim, row)
+        numels = left.prod(axis=0)
+        change = (left[:, rows] - entries * more[groups]).prod(axis=0) - numels[rows]  # (meeting,)
+        macs, params = (
+            np.round(fixed + numels @ weights + np.bincount(groups, change * weights[rows], minlength=len(more)))
+            for weights, fixed in ((self.uses, self.fixed_macs), (self.is_parameter, 0.0))
+        )
+        return macs, params
+
+    @cached_property
+    def whole(self) -> tuple[int, int]:
+        """MACs and parameters with nothing removed."""
+        numels = np.prod(self.sizes, axis=0)
+        return round(float(numels @ self.uses) + self.fixed_macs), round(float(numels @ self.is_parameter))
+
+    @cached_property
+    def _meetings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which rows a group takes from: row and group, shape (meeting,), and what a unit takes from each dimension, (dim, meeting)."""
+        places = [np.stack([taken.rows, taken.groups]) for taken in self.taken]
+        found, numbers = np.unique(np.concatenate(places, axis=1), axis=1, return_inverse=True)
+        entries, start = np.zeros((len(self.taken), found.shape[1])), 0
+        for dim, taken in enumerate(self.taken):
+            np.add.at(entries[dim], numbers.ravel()[start : start + len(taken.rows)], taken.entries)
+            start += len(taken.rows)
+        return found[0], found[1], entries
 
     @staticmethod
     def build(

@@ -854,7 +854,8 @@ def test_the_bare_command_help_version_and_completion(rlprune, monkeypatch):
     monkeypatch.setenv("COMP_LINE", "rlprune pr")
     assert rlprune("-sc", "query=bash")[1].split() == ["prune"]
     monkeypatch.setenv("COMP_LINE", "rlprune prune agent=")
-    assert rlprune("-sc", "query=bash")[1].split() == ["agent=global", "agent=mcq", "agent=random_search", "agent=uniform"]
+    agents = "amc ddpg depgraph global mcq random_rates random_search uniform".split()
+    assert rlprune("-sc", "query=bash")[1].split() == [f"agent={name}" for name in agents]
     monkeypatch.delenv("COMP_LINE")
     code, out, _ = rlprune("-sc", "install=bash")
     assert (code, "complete" in out) == (0, True)

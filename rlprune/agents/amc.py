@@ -1,7 +1,7 @@
 """AMC: a pruning rate for every layer from one reward at the end of an episode (He et al. 2018), the ancestor of FPRL."""
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class AMC:
         noise_decay: its factor from episode to episode.
         baseline_rate: share of a batch's mean reward that goes into the moving average b at every update, equation 4.
         actor_hidden: widths of the actor's hidden layers.
+        actor_bound: what keeps its actions in their range: a `sigmoid`, or `clip`, cut off and pulled back (inverted gradients, Hausknecht
+            and Stone 2016), which does not get stuck at an end.
         critic_hidden: widths of the critic's.
         actor_lr: learning rate of the actor.
         critic_lr: learning rate of the critic.
@@ -48,6 +50,7 @@ class AMC:
         noise_decay: float,
         baseline_rate: float,
         actor_hidden: list[int],
+        actor_bound: Literal["sigmoid", "clip"],
         critic_hidden: list[int],
         actor_lr: float,
         critic_lr: float,
@@ -67,7 +70,7 @@ class AMC:
         for name, value in (("noise_decay", noise_decay), ("baseline_rate", baseline_rate)):
             if not 0 < value <= 1:
                 raise ValueError(f"{name}={value}: must be in (0, 1]")
-        self.learning = Learning(actor_hidden, critic_hidden, actor_lr, critic_lr, discount, tau, replay_size, batch_size)
+        self.learning = Learning(actor_hidden, actor_bound, critic_hidden, actor_lr, critic_lr, discount, tau, replay_size, batch_size)
         self.candidates_per_step, self.warmup, self.pr_max = episodes, warmup, pr_max
         self.noise_std, self.noise_decay, self.baseline_rate = noise_std, noise_decay, baseline_rate
 

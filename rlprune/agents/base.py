@@ -16,10 +16,10 @@ Normalization = Literal["mean", "l2", "max", "none"]
 
 FEATURES = {
     "layer": "place of the group in network order, the last is 1",
-    "out_channels": "output channels (FPRL, AMC: n), as a share of the largest layer's, like all that follow but the last five",
+    "out_channels": "output channels (FPRL, AMC: n), as a share of the largest layer's, like all that follow but the last four",
     "in_channels": "input channels (AMC: c)",
-    "height": "height of the input feature map (AMC: h)",
-    "width": "its width (AMC: w)",
+    "height": "height of the input feature map, taken to be square (AMC: h)",
+    "width": "its width, the same (AMC: w)",
     "stride": "stride",
     "kernel_size": "kernel size (FPRL, AMC: k)",
     "macs": "MACs of the producing layers (AMC: FLOPs[t])",
@@ -117,7 +117,7 @@ class StepTask(Protocol):
     @property
     def scores(self) -> list[np.ndarray]: ...  # noqa: D102
 
-    def evaluate(self, action: np.ndarray) -> Outcome: ...  # noqa: D102
+    def evaluate(self, action: np.ndarray, scores: Sequence[np.ndarray] | None = None) -> Outcome: ...  # noqa: D102
 
     def evaluate_counts(self, counts: np.ndarray) -> Outcome: ...  # noqa: D102
 
@@ -136,8 +136,9 @@ class Agent(Protocol):
     """Decides what a pruning step removes. Its numbers are set in its yaml; it draws from the generator it is given and from no other.
 
     It may also have `measures_layers = True` (`candidates_per_step` counts episodes, each of which measures a candidate for every group),
-    `pr_max` (share of its units that a group may lose at most), `finetuning` (that it asks of every candidate, for the time announced) and
-    `decides_size = True` (it can do without any target).
+    `pr_max` (share of its units that a group may lose at most), `finetuning` (that it asks of every candidate, for the time announced),
+    `decides_size = True` (it can do without any target), and `check(network, graph, example)`, which raises a UserError for a network
+    that it cannot prune, before that is trained.
     """
 
     candidates_per_step: int

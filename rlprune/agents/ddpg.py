@@ -32,6 +32,8 @@ class DDPG:
         noise_std: standard deviation of the noise on actions in the first episode, equation 10.
         noise_decay: its factor from episode to episode.
         actor_hidden: widths of the actor's hidden layers.
+        actor_bound: what keeps its actions in their range: a `sigmoid`, or `clip`, cut off and pulled back (inverted gradients, Hausknecht
+            and Stone 2016), which does not get stuck at an end.
         critic_hidden: widths of the critic's.
         actor_lr: learning rate of the actor.
         critic_lr: learning rate of the critic.
@@ -59,6 +61,7 @@ class DDPG:
         noise_std: float,
         noise_decay: float,
         actor_hidden: list[int],
+        actor_bound: Literal["sigmoid", "clip"],
         critic_hidden: list[int],
         actor_lr: float,
         critic_lr: float,
@@ -85,7 +88,7 @@ class DDPG:
             raise ValueError(f"finetune_batches={finetune_batches}: must be ≥ 0, or null for all training images")
         if finetune_lr <= 0:
             raise ValueError(f"finetune_lr={finetune_lr}: must be > 0")
-        self.learning = Learning(actor_hidden, critic_hidden, actor_lr, critic_lr, discount, tau, replay_size, batch_size)
+        self.learning = Learning(actor_hidden, actor_bound, critic_hidden, actor_lr, critic_lr, discount, tau, replay_size, batch_size)
         self.finetuning = Finetuning(finetune_epochs, finetune_batches, finetune_lr)
         self.candidates_per_step, self.pr_max, self.reward, self.policy = episodes, pr_max, reward, policy
         self.omega1, self.omega2, self.noise_std, self.noise_decay = omega1, omega2, noise_std, noise_decay

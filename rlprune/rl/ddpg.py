@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rlprune.rl.networks import Actor, Critic, soft_update
+from rlprune.rl.networks import Actor, Bound, Critic, soft_update
 from rlprune.rl.replay import Batch
 
 
@@ -32,6 +32,7 @@ class Learning:
 
     Args:
         actor_hidden: widths of the actor's hidden layers.
+        actor_bound: what keeps its actions in their range, `sigmoid` or `clip`, see `Actor`.
         critic_hidden: widths of the critic's.
         actor_lr: learning rate of the actor (Adam).
         critic_lr: learning rate of the critic (Adam).
@@ -45,6 +46,7 @@ class Learning:
     """
 
     actor_hidden: Sequence[int]
+    actor_bound: Bound
     critic_hidden: Sequence[int]
     actor_lr: float
     critic_lr: float
@@ -82,7 +84,7 @@ class ActorCritic:
 
     def __init__(self, learning: Learning, *, num_features: int, most: float, generator: np.random.Generator) -> None:
         weights = torch.Generator().manual_seed(int(generator.integers(2**63)))
-        self.actor = Actor(num_features, learning.actor_hidden, most, weights)
+        self.actor = Actor(num_features, learning.actor_hidden, most, learning.actor_bound, weights)
         self.critic = Critic(num_features, learning.critic_hidden, weights)
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=learning.actor_lr, fused=True)

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Bound = Literal["sigmoid", "clip"]
 LAST = 3e-3  # bound of an output layer's first weights, so that what it says at the start is near the middle (Lillicrap et al. 2016)
 
 
@@ -59,14 +60,24 @@ class Bounded(torch.autograd.Function):
 
 
 class Actor(nn.Module):
-    """A deterministic policy μ(s): (N, feature) → (N, 1) in [0, `most`]."""
+    """A deterministic policy μ(s): (N, feature) → (N, 1) in [0, `most`].
 
-    def __init__(self, num_features: int, hidden: Sequence[int], most: float, generator: torch.Generator) -> None:
+    Args:
+        num_features: of an observation.
+        hidden: widths of the hidden layers.
+        most: largest action.
+        bound: what keeps actions in their range: a `sigmoid`, or `clip`, see `Bounded`.
+        generator: of the first weights.
+    """
+
+    def __init__(self, num_features: int, hidden: Sequence[int], most: float, bound: Bound, generator: torch.Generator) -> None:
         super().__init__()
-        self.body, self.most = Perceptron(num_features, hidden, generator), most
+        self.body, self.most, self.bound = Perceptron(num_features, hidden, generator), most, bound
 
     def forward(self, observations: Tensor) -> Tensor:
         """Actions."""
+        if self.bound == "sigmoid":
+            return torch.sigmoid(self.body(observations)) * self.most
         actions: Tensor = Bounded.apply(self.most * (0.5 + self.body(observations)), self.most)
         return actions
 

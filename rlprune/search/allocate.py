@@ -110,14 +110,14 @@ def _next_chunks(taken: np.ndarray, room: Room, goal: Goal) -> tuple[np.ndarray,
 
 def give_back(taken: np.ndarray, room: Room, goal: Goal) -> np.ndarray:
     """As few chunks as still meet the goal: the heaviest that can come back does, again and again, shape (group,)."""
+    taken = taken.copy()
     while True:
-        groups = np.flatnonzero(taken > 0)
-        trials = np.repeat(taken[None], len(groups), axis=0)
-        trials[np.arange(len(groups)), groups] -= 1
-        excess = goal.excess(room.graph, room.units(trials))
-        if not (excess <= 0).any():
+        counts = room.units(taken)
+        excess = goal.excess_of_one(room.graph, counts, room.units(np.maximum(taken - 1, 0)) - counts)
+        fits = (taken > 0) & (excess <= 0)
+        if not fits.any():
             return taken
-        taken = trials[np.argmax(np.where(excess <= 0, excess, -np.inf))]
+        taken[np.argmax(np.where(fits, excess, -np.inf))] -= 1
 
 
 def _exchange(taken: np.ndarray, room: Room, goal: Goal) -> np.ndarray | None:

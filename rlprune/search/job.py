@@ -26,7 +26,7 @@ from rlprune.search.execution import choose_execution
 from rlprune.search.limits import Limits, Room
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
-from rlprune.search.schedule import Schedule, Size, Targets, make_schedule
+from rlprune.search.schedule import Schedule, Size, Targets, make_schedule, size_of
 from rlprune.search.task import Environment, Ledger, Reward, as_it_is
 from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
@@ -108,9 +108,12 @@ class PruneJob:
         """Refuse what cannot be pruned, or not so far, before a dense network is trained.
 
         Raises:
-            UserError: no group, limits or targets that do not fit the network, or levels that collide.
+            UserError: no group, limits or targets that do not fit the network, levels that collide, or the agent cannot prune it.
         """
-        self._plan(self._traced(network.to(self.setup.execution.device)))
+        graph = self._traced(network.to(self.setup.execution.device))
+        self._plan(graph)
+        if hasattr(self.agent, "check"):
+            self.agent.check(network, graph, self.setup.example())
 
     # -- before the search ---------------------------------------------------------------------------------------------------------
 
@@ -140,8 +143,8 @@ class PruneJob:
         return Evaluator(images, self.setup.splits.normalization, self.setup.execution, pairs=pairs)
 
     def _plan(self, graph: ChannelGraph) -> Schedule:
-        dense = _size(graph, np.zeros(len(graph.groups), dtype=int))
-        smallest = _size(graph, Room(graph, list(self._kept_counts(graph).values())).capacity)
+        dense = size_of(graph, np.zeros(len(graph.groups), dtype=int))
+        smallest = size_of(graph, Room(graph, list(self._kept_counts(graph).values())).capacity)
         targets = Targets(self.schedule.sparsity, self.budget.macs, self.budget.params, self.budget.max_drop)
         return make_schedule(
             targets=targets,
@@ -179,7 +182,7 @@ class PruneJob:
             measure=lambda network: evaluator.accuracy(network).top1,
             reward=self.reward,
             score=self._scorer(),
-            dense=_size(graph, np.zeros(len(graph.groups), dtype=int)),
+            dense=size_of(graph, np.zeros(len(graph.groups), dtype=int)),
             goals=plan.goals,
             kept_counts=self._kept_counts(graph),
             ledger=Ledger(max_candidates=self.search.max_candidates),
@@ -343,8 +346,3 @@ class PruneJob:
             if level["recovered"]:
                 networks.append(Tested(f"recovered {percent}", after, level["level"], level["sparsity"], level["macs"]))
         return networks
-
-
-def _size(graph: ChannelGraph, counts: np.ndarray) -> Size:
-    """Of the network without `counts` units of each group."""
-    return Size(graph.num_channels - int(counts @ graph.channels_per_unit), graph.cost.macs(counts), graph.cost.params(counts))

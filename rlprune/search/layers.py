@@ -29,6 +29,10 @@ class LayerEnv:
     describes them. Reward: that of a layer, or, where none is given, zero until the last action and then the run's reward. Networks are
     measured behind every action where the reward or the observation needs it, otherwise behind the last; equal ones once.
 
+    `info` names the `group` of the action, the share of its units that it took (`rate`), the share of the dense network's MACs that is gone
+    (`flops_ratio`), the units that go from every group by now (`counts`, shape (group,)), and where it was measured the `accuracy`. Behind
+    the last action `flops_ratio` and `counts` know what came back; `rate` does not.
+
     When the search may measure no more, an episode is cut short (`truncated`). Where none has come to an end yet, or reset was told
     `options={"complete": True}`, this waits for the last action: the groups before are decided without looking, and nothing is trained.
 
@@ -80,15 +84,18 @@ class LayerEnv:
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Prune the next group: observation, reward, terminated, truncated, info (rate and units of this group; at the end all counts).
+        """Prune the next group: observation, reward, terminated, truncated, info.
 
         Raises:
-            ValueError: the episode is over, or the action is no number.
+            ValueError: the episode is over, or the action is not one finite number.
         """
         if self._next == self.num_steps:
             raise ValueError("the episode is over: call reset")
+        rates = np.asarray(action, dtype=float).ravel()
+        if len(rates) != 1 or not np.isfinite(rates).all():
+            raise ValueError(f"action {action}: must be one number in [0, {self.pr_max}]")
         group = self._next
-        self._taken[group] = self._chunks(group, float(np.asarray(action).reshape(-1)[0]))
+        self._taken[group] = self._chunks(group, rates[0])
         self._path.append(int(self.counts[group]))
         self._previous = self._path[-1] / int(self.task.graph.num_units[group])
         self._next += 1
@@ -98,15 +105,17 @@ class LayerEnv:
         before, measures = self._state, terminated or self._by_layer
         blind = measures and self.task.exhausted
         if blind and (terminated or not self._complete):
-            return self._observe(), 0.0, False, True, self._info(group)
-        accuracy = self._measure() if measures and not blind else before.accuracy
+            observation, self._next = self._observe(), self.num_steps
+            return observation, 0.0, False, True, self._info(group)
+        measures &= not blind
+        accuracy = self._measure() if measures else before.accuracy
         self._state = self._state_with(accuracy)
         if self.reward is not None:
             reward = self.reward(before, self._state)
         else:
             reward = self.task.worth(accuracy, self.counts) if terminated else 0.0
         self._ended |= terminated
-        return self._observe(), float(reward), terminated, False, self._info(group)
+        return self._observe(), float(reward), terminated, False, self._info(group) | ({"accuracy": accuracy} if measures else {})
 
     def _begin(self, *, complete: bool) -> None:
         self._complete, self._next, self._previous, self._path = complete, 0, 0.0, []
@@ -114,12 +123,13 @@ class LayerEnv:
         self._state = self._state_with(self.task.accuracy if self._by_layer else 0.0)
 
     def _state_with(self, accuracy: float) -> LayerState:
-        return LayerState(accuracy, 1 - self.task.graph.cost.macs(self.counts) / self.task.environment.dense.macs)
+        return LayerState(accuracy, self._flops_ratio())
+
+    def _flops_ratio(self) -> float:
+        return 1 - self.task.graph.cost.macs(self.counts) / self.task.environment.dense.macs
 
     def _chunks(self, group: int, rate: float) -> int:
         """The number of chunks nearest to an action that the wall lets through."""
-        if not math.isfinite(rate):
-            raise ValueError(f"action {rate}: must be a number in [0, {self.pr_max}]")
         units = self.task.graph.num_units[group] * min(max(rate, 0.0), self.pr_max)
         wished = int(np.argmin(np.abs(self.task.room.series(group) - units)))
         return max(wished, self._wall(group))
@@ -144,8 +154,8 @@ class LayerEnv:
         return self.task.evaluate_counts(counts).accuracy if counts.any() else self.task.accuracy
 
     def _info(self, group: int) -> dict[str, Any]:
-        info: dict[str, Any] = {"group": self.task.graph.groups[group].name, "rate": self._previous, "accuracy": self._state.accuracy}
-        return info | {"flops_ratio": self._state.flops_ratio, "counts": self.counts}
+        name = self.task.graph.groups[group].name
+        return {"group": name, "rate": self._previous, "flops_ratio": self._flops_ratio(), "counts": self.counts}
 
     def _observe(self) -> np.ndarray:
         group = min(self._next, self.num_steps - 1)  # behind the last action it is the last group once more
@@ -222,29 +232,44 @@ class Walk:
         return network
 
 
-def layer_facts(network: nn.Module, graph: ChannelGraph, example: Tensor | None) -> dict[str, np.ndarray]:
+def layer_facts(network: nn.Module, graph: ChannelGraph, example: Tensor | None = None) -> dict[str, np.ndarray]:
     """What does not change in an episode: feature → value of every group, shape (group,), as a share of the largest group's.
 
     A group of several producing layers is described by the largest of them, and by the sum of their MACs. Feature maps are taken to be as
-    high, beside their width, as the example images.
+    high, beside their width, as the example images; square where there are none.
     """
     modules, rows = dict(network.named_modules()), {name: row for row, name in enumerate(graph.cost.names)}
-    none, tall = np.zeros(len(graph.groups)), 1.0 if example is None else math.sqrt(example.shape[-2] / example.shape[-1])
-    macs = graph.cost.numels(none) * graph.cost.uses
+    macs = graph.cost.numels(np.zeros(len(graph.groups))) * graph.cost.uses
+    tall = math.sqrt(example.shape[2] / example.shape[3]) if example is not None and example.ndim == 4 else 1.0
     table = []
     for group in graph.groups:
         found = []
         for member in group.producers:
-            shape = [int(size[rows[member.tensor]]) for size in graph.cost.sizes]
-            module, uses = modules.get(member.layer), graph.cost.uses[rows[member.tensor]]
-            stride = max(np.atleast_1d(getattr(module, "stride", 1)).tolist())
-            narrows = 1 if getattr(module, "transposed", False) else stride  # whose weights are used at every place of their input
-            inputs = shape[1 - member.dim] * (int(getattr(module, "groups", 1)) if member.dim == 0 else 1)
-            side = math.sqrt(max(uses, 1.0)) * narrows  # of a square with as many places as the layer's input has
-            found.append((shape[member.dim], inputs, side * tall, side / tall, stride, max(shape[2:], default=1)))
-        table.append([*np.max(found, axis=0), sum({row: macs[row] for row in (rows[m.tensor] for m in group.producers)}.values())])
-    columns = dict(zip(("out_channels", "in_channels", "height", "width", "stride", "kernel_size", "macs"), np.array(table).T, strict=True))
-    facts = {name: column / column.max() for name, column in columns.items()}
+            row = rows[member.tensor]
+            shape = [int(size[row]) for size in graph.cost.sizes]
+            found.append(_layer(modules.get(member.layer), shape, member.dim, max(graph.cost.uses[row], 1.0), tall))
+        table.append([*np.max(found, axis=0), sum(macs[row] for row in {rows[member.tensor] for member in group.producers})])
+    names = ("out_channels", "in_channels", "height", "width", "stride", "kernel_size", "macs")
+    columns = dict(zip(names, np.array(table).T, strict=True))
+    facts = {name: column / (column.max() or 1.0) for name, column in columns.items()}
     behind = np.append(np.cumsum(columns["macs"][::-1])[::-1], 0.0)
     number = len(graph.groups)
-    return facts | {"layer": np.arange(1, number + 1) / number, "macs_left": behind[1:] / behind[0]}
+    return facts | {"layer": np.arange(1, number + 1) / number, "macs_left": behind[1:] / (behind[0] or 1.0)}
+
+
+def _layer(module: nn.Module | None, shape: list[int], dim: int, uses: float, tall: float) -> tuple[float, ...]:
+    """Output channels, input channels, height and width of the input, stride and kernel size of a layer.
+
+    Args:
+        module: that owns the weight, if one does.
+        shape: of the weight.
+        dim: of the weight's output channels; of a transposed convolution it is the second, whatever goes with its groups.
+        uses: multiplications of each of its elements for one example: places of its output, of a transposed convolution's input.
+        tall: root of height over width.
+    """
+    transposed, splits = isinstance(module, nn.modules.conv._ConvTransposeNd), int(getattr(module, "groups", 1))
+    outputs = shape[1] * splits if transposed else shape[dim]
+    inputs = shape[0] if transposed else shape[1 - dim] * (splits if dim == 0 else 1)
+    stride = max(np.atleast_1d(getattr(module, "stride", 1)).tolist())
+    side = math.sqrt(uses) * (1 if transposed else stride)
+    return outputs, inputs, side * tall, side / tall, stride, 1 if isinstance(module, nn.Bilinear) else max(shape[2:], default=1)

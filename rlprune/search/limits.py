@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +34,12 @@ class Limits:
         fewer = np.arange(units - 1, floor - 1, -1)
         return np.concatenate([[units], fewer[fewer % self.round_to == 0]])
 
-    def check(self, graph: ChannelGraph) -> None:
+    def check(self, graph: ChannelGraph, *, section: str = "schedule.") -> None:
         """Refuse limits that do not fit the network.
+
+        Args:
+            graph: its channel graph.
+            section: what stands before the name of a setting where it is set.
 
         Raises:
             UserError: `round_to` is larger than a group, or a key of `max_sparsity` matches none.
@@ -44,13 +48,13 @@ class Limits:
         for group in graph.groups:
             if group.num_units < self.round_to and self._max_sparsity(group.name) > 0:
                 raise UserError(
-                    f"schedule.round_to={self.round_to}: the channel group {group.name} has {group.num_units} units only; "
+                    f"{section}round_to={self.round_to}: the channel group {group.name} has {group.num_units} units only; "
                     f"choose {group.num_units} or less, or ignore=[{group.name}]"
                 )
         if isinstance(self.max_sparsity, Mapping):
             for pattern in self.max_sparsity:
                 if not any(_matches(str(pattern), name) for name in names):
-                    raise UserError(f"schedule.max_sparsity: {pattern} matches no channel group; there are {', '.join(names)}")
+                    raise UserError(f"{section}max_sparsity: {pattern} matches no channel group; there are {', '.join(names)}")
 
     def _max_sparsity(self, group: str) -> float:
         if not isinstance(self.max_sparsity, Mapping):
@@ -117,13 +121,20 @@ class Goal:
 
         0 where the goal is met to the unit, negative behind it.
         """
-        parts = [np.full(counts.shape[:-1], -np.inf)]
+        return self._excess(graph, counts @ graph.channels_per_unit, lambda: graph.cost.many(counts))
+
+    def excess_of_one(self, graph: ChannelGraph, counts: np.ndarray, more: np.ndarray) -> np.ndarray:
+        """The same if of a single group `more` units went beside (fewer where negative), for each group; all of shape (group,)."""
+        gone = counts @ graph.channels_per_unit + more * graph.channels_per_unit
+        return self._excess(graph, gone, lambda: graph.cost.one_changed(counts, more))
+
+    def _excess(self, graph: ChannelGraph, gone: np.ndarray, costs: Callable[[], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Of plans that leave so many channels gone, (...), and so many MACs and parameters, two of (...)."""
+        parts = [np.full(np.shape(gone), -np.inf)]
         if self.channels < math.inf:
-            parts.append((graph.num_channels - counts @ graph.channels_per_unit - self.channels) / graph.num_channels)
+            parts.append((graph.num_channels - gone - self.channels) / graph.num_channels)
         if self.macs < math.inf or self.params < math.inf:
-            none = np.zeros(len(graph.groups))
-            macs, params = graph.cost.many(counts)
-            parts.append((macs - self.macs) / graph.cost.macs(none))
-            parts.append((params - self.params) / graph.cost.params(none))
+            (macs, params), (all_macs, all_params) = costs(), graph.cost.whole
+            parts += [(macs - self.macs) / all_macs, (params - self.params) / all_params]
         excess: np.ndarray = np.max(parts, axis=0)
         return excess

@@ -4,7 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from rlprune.errors import UserError
+from rlprune.graph import ChannelGraph
 from rlprune.search.limits import Goal
 
 
@@ -15,6 +18,11 @@ class Size:
     channels: int
     macs: int
     params: int
+
+
+def size_of(graph: ChannelGraph, counts: np.ndarray) -> Size:
+    """Of the network without `counts` units of each group, shape (group,)."""
+    return Size(graph.num_channels - int(counts @ graph.channels_per_unit), graph.cost.macs(counts), graph.cost.params(counts))
 
 
 @dataclass(frozen=True)
@@ -128,16 +136,25 @@ def _check_reach(targets: Targets, dense: Size, smallest: Size, free: bool) -> N
         raise UserError("schedule.sparsity=null: nothing says how much goes; set it, or budget.macs, budget.params or budget.max_drop")
     if smallest.channels == dense.channels:
         raise UserError("schedule: nothing may go; lower schedule.min_keep or schedule.round_to, or raise schedule.max_sparsity")
+    beyond = out_of_reach(targets, dense, smallest)
+    if beyond is not None:
+        name, within = beyond
+        floors = "as schedule.min_keep, round_to, max_sparsity and agent.pr_max, where there is one, keep the rest"
+        raise UserError(f"{'schedule' if name == 'sparsity' else 'budget'}.{name}={getattr(targets, name)}: {within}, {floors}")
+
+
+def out_of_reach(targets: Targets, dense: Size, smallest: Size) -> tuple[str, str] | None:
+    """The first target that cannot be met, by name, and what is within reach; None where all can."""
     most = 1 - smallest.channels / dense.channels
-    floors = "as schedule.min_keep, round_to, max_sparsity and agent.pr_max, where there is one, keep the rest"
     if targets.sparsity is not None and math.ceil(targets.sparsity * dense.channels - 1e-6) > dense.channels - smallest.channels:
-        raise UserError(f"schedule.sparsity={targets.sparsity}: at most {_down(most)} is within reach, {floors}")
+        return "sparsity", f"at most {_down(most)} is within reach"
     for name, share, least in (
         ("macs", targets.macs, smallest.macs / dense.macs),
         ("params", targets.params, smallest.params / dense.params),
     ):
         if share is not None and share < least:
-            raise UserError(f"budget.{name}={share}: {_up(least)} to 1 of the dense network's is within reach, {floors}")
+            return name, f"{_up(least)} to 1 of the dense network's is within reach"
+    return None
 
 
 def _down(share: float) -> str:

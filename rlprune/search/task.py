@@ -4,7 +4,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -107,6 +107,11 @@ def as_it_is(network: nn.Module) -> nn.Module:
     return network
 
 
+def ranked(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Units of each group, the lowest score first and the first among equals; each of shape (unit,)."""
+    return [np.argsort(values, kind="stable") for values in scores]
+
+
 def no_finetuning(network: nn.Module, finetuning: Finetuning, phase: str) -> None:
     """There are no images to train on.
 
@@ -143,7 +148,7 @@ class Task:
         self.environment, self.network, self.graph, self.step = environment, network, graph, step
         self.carry = np.zeros(len(graph.groups)) if carry is None else carry
         self.room = Room(graph, [environment.kept_counts[group.name] for group in graph.groups])
-        self._cache: dict[tuple[Any, ...], Candidate] = {}
+        self._cache: dict[tuple[Any, ...], float] = {}  # accuracy alone: VGG-16's kept units, ten thousand times, fill a gigabyte
         self._slicer: Slicer | None = None
 
     @property
@@ -194,10 +199,16 @@ class Task:
         scores = self.environment.score(self.network, self.graph)
         return [scores[group.name].numpy() for group in self.graph.groups]
 
-    def evaluate(self, action: np.ndarray) -> Candidate:
-        """Measure what an action leads to. Actions that round to the same units are measured once."""
+    def evaluate(self, action: np.ndarray, scores: Sequence[np.ndarray] | None = None) -> Candidate:
+        """Measure what an action leads to. Actions that round to the same units are measured once.
+
+        Args:
+            action: the distribution over groups, shape (group,).
+            scores: which units of a group go, lowest first; each of shape (unit,). None: the criterion's.
+        """
         counts = allocate(turns_by_share(action, self.carry, self.room), self.room, self.goal)
-        return self._evaluate(action, counts, carried(action, self.carry, counts, self.room))
+        orders = None if scores is None else ranked(scores)
+        return self._evaluate(action, counts, carried(action, self.carry, counts, self.room), orders)
 
     def evaluate_counts(self, counts: np.ndarray) -> Candidate:
         """Measure the network without so many units of each group, shape (group,), whether or not it meets the step's goal."""
@@ -219,8 +230,7 @@ class Task:
             turns[mine] = (sums[last] - sums[first]) / (last - first)
         counts = allocate(turns, self.room, self.goal)
         removed = counts * self.room.weights
-        orders = [np.argsort(values, kind="stable") for values in scores] if within else None
-        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry, orders)
+        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry, ranked(scores) if within else None)
 
     def layers(
         self,
@@ -252,7 +262,7 @@ class Task:
     @cached_property
     def orders(self) -> list[np.ndarray]:
         """The units of each group, group after group, in the order in which they go: by the criterion, lowest first."""
-        return [np.argsort(values, kind="stable") for values in self.scores]
+        return ranked(self.scores)
 
     def keep(self, counts: np.ndarray, orders: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """The units that stay when each group loses its `counts` first ones."""
@@ -266,13 +276,12 @@ class Task:
         key = tuple(counts.tolist()) if orders is None else tuple(units.tobytes() for units in keep.values())
         if key in self._cache:
             self.environment.ledger.repeated += 1
-            return replace(self._cache[key], action=action, carry=carry)
-        if self._slicer is None:
-            self._slicer = Slicer(self.network, self.graph, multiple=MULTIPLES[self.environment.execution])
-        subject = [counts] if orders is None else list(keep.values())
-        accuracy = self.environment.ledger.accuracy(subject, partial(self._accuracy, self._slicer, keep))
-        self._cache[key] = self._candidate(action, counts, keep, carry, accuracy)
-        return self._cache[key]
+        else:
+            if self._slicer is None:
+                self._slicer = Slicer(self.network, self.graph, multiple=MULTIPLES[self.environment.execution])
+            subject = [counts] if orders is None else list(keep.values())
+            self._cache[key] = self.environment.ledger.accuracy(subject, partial(self._accuracy, self._slicer, keep))
+        return self._candidate(action, counts, keep, carry, self._cache[key])
 
     def _candidate(
         self, action: np.ndarray, counts: np.ndarray, keep: dict[str, np.ndarray], carry: np.ndarray, accuracy: float
