@@ -1,20 +1,23 @@
 import copy
 from functools import partial
 from types import SimpleNamespace
+from typing import ClassVar
 
 import nets
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import rlprune
+from rlprune.agents.base import Finetuning
 from rlprune.data.base import Augmentation, Images, Normalization, Splits
 from rlprune.graph import Slicer
 from rlprune.training.execution import Execution, Way
 from rlprune.training.fit import Recipe
 from rlprune.training.recover import Recovery
-from rlprune.training.refresh import BriefRecovery, Recalibration
+from rlprune.training.refresh import BriefRecovery, FineTuning, Recalibration
 
 CPU = Execution(torch.device("cpu"), None, (Way(None, torch.contiguous_format),), "auto", False)
 PLAIN = Normalization((0.5,) * 3, (0.25,) * 3)
@@ -135,3 +138,35 @@ def brief_recovery(setup):
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).requires_grad_(False)
     teacher = copy.deepcopy(network)
     return BriefRecovery(setup, recovery, teacher, 2, 0), network
+
+
+class Watched(torch.optim.SGD):
+    """Remembers the rate of every step."""
+
+    rates: ClassVar[list[float]] = []
+
+    def step(self, *arguments):
+        Watched.rates.append([group["lr"] for group in self.param_groups])
+        return super().step(*arguments)
+
+
+@pytest.mark.parametrize(("batches", "steps"), [(None, 2 * 10), (2, 2 * 2)])
+def test_fine_tuning_takes_the_labels_at_a_constant_rate(setup, batches, steps, capsys):
+    recipe = Recipe(partial(Watched, lr=0.1), "one_cycle", (), 0.1, 1.0, None, None)
+    recovery = Recovery(recipe=recipe, batch_size=32, epochs=3, final_epochs=4, rho=0.5, temperature=2.0, control=False)
+    tune, settings = FineTuning(setup, recovery, 0), Finetuning(epochs=2, batches=batches, lr=0.003)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
+    first, again, other = copy.deepcopy(network), copy.deepcopy(network), copy.deepcopy(network)
+    Watched.rates.clear()
+    tune(first, settings, "fine-tune layer 3")
+    assert Watched.rates == [[0.003, 0.003]] * steps
+    tune(other, settings, "fine-tune layer 4")
+    tune(again, settings, "fine-tune layer 3")
+    assert torch.equal(first[1].weight, again[1].weight)  # a path leads to the same network every time
+    assert not torch.equal(first[1].weight, other[1].weight)
+    assert not torch.equal(first[1].weight, network[1].weight)
+    assert not first.training
+    assert capsys.readouterr().err == ""
+    images = setup.splits.normalization(setup.splits.train.pixels)
+    losses = [F.cross_entropy(model(images), setup.splits.train.labels).item() for model in (network, first)]
+    assert losses[1] < losses[0]
