@@ -8,7 +8,7 @@ import torch
 
 import rlprune
 from rlprune.errors import UserError
-from rlprune.search.allocate import allocate, carried, turns_by_share
+from rlprune.search.allocate import allocate, carried, give_back, turns_by_share
 from rlprune.search.limits import Goal, Limits, Room
 from rlprune.search.schedule import Size, Targets, level_steps, make_schedule
 
@@ -139,6 +139,30 @@ def test_a_cost_budget_is_met_within_one_unit(name):
         back = [cost(counts - unit) for unit in np.eye(len(none), dtype=int) if (counts >= unit).all()]
         cheapest = min(cost(counts - unit) - cost(counts) for unit in np.eye(len(none), dtype=int))
         assert min(back) > bound[name] or bound[name] - cost(counts) < cheapest
+
+
+@pytest.mark.parametrize("kind", [nets.Concat, nets.TiedDecoder, nets.GroupedPositions, nets.BilinearPooling, nets.AttentionWidth])
+def test_one_group_changed_costs_what_the_whole_plan_does(kind):
+    graph = rlprune.trace(nets.randomised(kind()), torch.zeros(2, 3, 8, 8))
+    generator = np.random.default_rng(0)
+    assert graph.cost.whole == (graph.macs({}), graph.params({}))
+    for _ in range(20):
+        counts = generator.integers(0, graph.num_units)
+        more = generator.integers(-counts, graph.num_units - counts)
+        for fast, slow in zip(graph.cost.one_changed(counts, more), graph.cost.many(counts + np.diag(more)), strict=True):
+            np.testing.assert_array_equal(fast, slow)
+        goal = Goal(graph.num_channels / 2, graph.macs({}) / 3, math.inf, True)
+        np.testing.assert_array_equal(goal.excess_of_one(graph, counts, more), goal.excess(graph, counts + np.diag(more)))
+
+
+def test_what_comes_back_is_the_heaviest_that_can():
+    room = room_of([9, 9, 9], [1, 2, 5])
+    goal = Goal(room.graph.num_channels - 20, math.inf, math.inf, True)
+    taken = np.array([5, 5, 5])  # 40 channels
+    np.testing.assert_array_equal(give_back(taken, room, goal), [5, 5, 1])
+    np.testing.assert_array_equal(give_back(np.array([0, 8, 1]), room, goal), [0, 8, 1])
+    np.testing.assert_array_equal(give_back(np.array([8, 5, 1]), room, goal), [7, 4, 1])
+    np.testing.assert_array_equal(taken, 5)
 
 
 def schedule_of(*, sparsity=None, macs=None, params=None, max_drop=None, steps=4, period=1, save_at=(), channels=100, removable=90):

@@ -13,10 +13,11 @@ import nets
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 import rlprune
-from rlprune.agents import amc, ddpg
+from rlprune.agents import amc, ddpg, random_rates
 from rlprune.agents.base import FEATURES, Finetuning, LayerState
 from rlprune.config import build, conf_dir, load_yaml
 from rlprune.errors import UserError
@@ -346,6 +347,23 @@ def test_amcs_warm_up_is_uniform(traced):
     assert task.environment.ledger.distinct == 0
 
 
+def test_random_rates_are_uniform_and_independent(traced, monkeypatch):
+    drawn = []
+
+    def watched(env, act):
+        drawn.append([])
+        return play(env, lambda state: drawn[-1].append(act(state)) or drawn[-1][-1])
+
+    monkeypatch.setattr(random_rates, "play", watched)
+    task, _ = task_of(traced, most=0.8)
+    agent("random_rates", episodes=400).decide(task, np.random.default_rng(0))
+    table = np.array(drawn)
+    assert table.shape == (400, 5)
+    for layer in range(5):
+        assert stats.kstest(table[:, layer], "uniform", (0, 0.8)).pvalue > 0.01
+    assert np.abs(np.corrcoef(table.T) - np.eye(5)).max() < 0.2
+
+
 @pytest.mark.parametrize(("name", "settings"), [("ddpg", {"episodes": 3}), ("amc", {"episodes": 3, "warmup": 2})])
 def test_an_agent_that_could_not_learn_says_so(traced, name, settings, caplog):
     task, _ = task_of(traced)
@@ -567,11 +585,12 @@ def test_units_that_come_back_are_as_they_were_and_the_others_stay_fine_tuned(tr
     task, _, seen = walking(traced, goal=GOAL)
     refreshed = []
     task.environment = replace(task.environment, refresh=refreshed.append)
-    path = (6, 12, 8, 12, 6)  # 44 channels, where 18 are enough
+    path = (6, 12, 8, 15, 6)  # 47 channels, where 18 are enough
     env = task.layers(features=("accuracy",), pr_max=0.95, finetuning=FINETUNING)
     counts = play(env, rates_of(path)).info["counts"]
     assert counts.sum() == 18
     assert (counts <= path).all()
+    assert ((counts > 0) & (counts < path)).any()
     fine, kept, gone = walked(network, graph, path)
     stay = [np.sort(np.concatenate([kept[name], gone[name][count:]])) for name, count in zip(kept, counts, strict=True)]
     places = [np.searchsorted(units, kept[name]) for units, name in zip(stay, kept, strict=True)]
