@@ -849,7 +849,7 @@ class Facts(nn.Module):
 def test_layer_facts_are_their_closed_form():
     example = torch.zeros(2, 3, 8, 12)
     network = Facts().eval()
-    found = layer_facts(network, rlprune.trace(network, example), example)
+    found = layer_facts(network, rlprune.trace(network, example))
     macs = np.array([8 * 3 * 25 * 24, 16 * 8 * 24, 4 * 16 * 9 * 24, 10 * 4])
     expected = {
         "layer": [1 / 4, 2 / 4, 3 / 4, 1],
@@ -869,7 +869,7 @@ def test_layer_facts_are_their_closed_form():
 
 def test_a_group_of_several_layers_is_the_largest_of_them_and_the_sum_of_their_macs():
     network, example = nets.Residual().eval(), torch.zeros(2, 3, 8, 8)  # stem (3 → 8) and b (4 → 8), then a (8 → 4)
-    found = layer_facts(network, rlprune.trace(network, example), example)
+    found = layer_facts(network, rlprune.trace(network, example))
     np.testing.assert_allclose(found["in_channels"], [4 / 8, 1])
     np.testing.assert_allclose(found["macs"], [1, 8 * 4 / (3 * 8 + 4 * 8)])
     np.testing.assert_allclose(found["macs_left"], [8 * 4 / (3 * 8 + 4 * 8 + 8 * 4), 0])
@@ -878,11 +878,11 @@ def test_a_group_of_several_layers_is_the_largest_of_them_and_the_sum_of_their_m
 def test_grouped_convolutions_count_all_their_inputs_and_transposed_ones_begin_small():
     example = torch.zeros(2, 3, 8, 8)
     network = nets.Grouped().eval()  # stem and g (8 → 12, four groups), then p (12 → 6)
-    found = layer_facts(network, rlprune.trace(network, example), example)
+    found = layer_facts(network, rlprune.trace(network, example))
     np.testing.assert_allclose(found["in_channels"], [8 / 12, 1])
     np.testing.assert_allclose(found["out_channels"], [1, 6 / 12])
     network = nets.Transposed().eval()  # 8×8 images, twice as wide behind t
-    found = layer_facts(network, rlprune.trace(network, example), example)
+    found = layer_facts(network, rlprune.trace(network, example))
     np.testing.assert_allclose(found["in_channels"], [3 / 8, 1, 6 / 8])
     np.testing.assert_allclose(found["out_channels"], [1, 6 / 8, 4 / 8])
     np.testing.assert_allclose(found["height"], [8 / 16, 8 / 16, 1])

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from rlprune.agents.base import FEATURES, Finetuning, LayerReward, LayerState
 from rlprune.errors import UserError
@@ -55,7 +55,7 @@ class LayerEnv:
             raise UserError(f"features: {unknown[0]} is unknown; choose from {', '.join(FEATURES)}")
         self.task, self.features, self.pr_max, self.reward = task, tuple(features), pr_max, reward
         self._by_layer = reward is not None or "accuracy" in features
-        self._facts = layer_facts(task.network, task.graph, task.environment.example)
+        self._facts = layer_facts(task.network, task.graph)
         self._walk = Walk(task, finetuning) if finetuning is not None and finetuning.batches != 0 else None
         self._ended = False  # an episode has come to its end
         self._complete, self._next, self._previous = False, self.num_steps, 0.0  # until reset is called, no episode goes on
@@ -232,22 +232,21 @@ class Walk:
         return network
 
 
-def layer_facts(network: nn.Module, graph: ChannelGraph, example: Tensor | None = None) -> dict[str, np.ndarray]:
+def layer_facts(network: nn.Module, graph: ChannelGraph) -> dict[str, np.ndarray]:
     """What does not change in an episode: feature → value of every group, shape (group,), as a share of the largest group's.
 
-    A group of several producing layers is described by the largest of them, and by the sum of their MACs. Feature maps are taken to be as
-    high, beside their width, as the example images; square where there are none.
+    A group of several producing layers is described by the largest of them, and by the sum of their MACs. Feature maps are taken to be
+    square.
     """
     modules, rows = dict(network.named_modules()), {name: row for row, name in enumerate(graph.cost.names)}
     macs = graph.cost.numels(np.zeros(len(graph.groups))) * graph.cost.uses
-    tall = math.sqrt(example.shape[2] / example.shape[3]) if example is not None and example.ndim == 4 else 1.0
     table = []
     for group in graph.groups:
         found = []
         for member in group.producers:
             row = rows[member.tensor]
             shape = [int(size[row]) for size in graph.cost.sizes]
-            found.append(_layer(modules.get(member.layer), shape, member.dim, max(graph.cost.uses[row], 1.0), tall))
+            found.append(_layer(modules.get(member.layer), shape, member.dim, max(graph.cost.uses[row], 1.0)))
         table.append([*np.max(found, axis=0), sum(macs[row] for row in {rows[member.tensor] for member in group.producers})])
     names = ("out_channels", "in_channels", "height", "width", "stride", "kernel_size", "macs")
     columns = dict(zip(names, np.array(table).T, strict=True))
@@ -257,7 +256,7 @@ def layer_facts(network: nn.Module, graph: ChannelGraph, example: Tensor | None 
     return facts | {"layer": np.arange(1, number + 1) / number, "macs_left": behind[1:] / (behind[0] or 1.0)}
 
 
-def _layer(module: nn.Module | None, shape: list[int], dim: int, uses: float, tall: float) -> tuple[float, ...]:
+def _layer(module: nn.Module | None, shape: list[int], dim: int, uses: float) -> tuple[float, ...]:
     """Output channels, input channels, height and width of the input, stride and kernel size of a layer.
 
     Args:
@@ -265,11 +264,10 @@ def _layer(module: nn.Module | None, shape: list[int], dim: int, uses: float, ta
         shape: of the weight.
         dim: of the weight's output channels; of a transposed convolution it is the second, whatever goes with its groups.
         uses: multiplications of each of its elements for one example: places of its output, of a transposed convolution's input.
-        tall: root of height over width.
     """
     transposed, splits = isinstance(module, nn.modules.conv._ConvTransposeNd), int(getattr(module, "groups", 1))
     outputs = shape[1] * splits if transposed else shape[dim]
     inputs = shape[0] if transposed else shape[1 - dim] * (splits if dim == 0 else 1)
     stride = max(np.atleast_1d(getattr(module, "stride", 1)).tolist())
     side = math.sqrt(uses) * (1 if transposed else stride)
-    return outputs, inputs, side * tall, side / tall, stride, 1 if isinstance(module, nn.Bilinear) else max(shape[2:], default=1)
+    return outputs, inputs, side, side, stride, 1 if isinstance(module, nn.Bilinear) else max(shape[2:], default=1)
