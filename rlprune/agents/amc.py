@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlprune.agents.base import StepTask, best_episode
+from rlprune.agents.base import Stateless, StepTask, best_episode
 from rlprune.rl.ddpg import ActorCritic, Learning, Losses
 from rlprune.rl.episode import Episode, play
 from rlprune.rl.noise import truncated_normal
@@ -18,7 +18,7 @@ STATE = (  # (t, n, c, h, w, stride, k, FLOPs[t], reduced, rest, a of t − 1), 
 )  # fmt: skip
 
 
-class AMC:
+class AMC(Stateless):
     """The agent of AMC. Every pruning step is a search of its own: nothing is carried from one to the next.
 
     Args:
@@ -112,12 +112,3 @@ class AMC:
         if noise_std is None:
             return self.pr_max * float(generator.random())
         return truncated_normal(learner.act(state), noise_std, self.pr_max, generator)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing outlives a step."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore; a state of another agent is refused."""
-        if state:
-            raise ValueError(f"amc keeps no state, got {sorted(state)}")

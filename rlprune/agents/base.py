@@ -157,6 +157,24 @@ class Agent(Protocol):
         ...
 
 
+class Stateless:
+    """An agent that carries nothing from one pruning step to the next."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore.
+
+        Raises:
+            ValueError: the state is of another agent.
+        """
+        if state:
+            agent = type(self).__module__.rpartition(".")[2]
+            raise ValueError(f"{agent} keeps no state, got {sorted(state)}")
+
+
 def noisy(distribution: np.ndarray, noise_std: float, generator: np.random.Generator) -> np.ndarray:
     """An action near a distribution over groups (RL-Pruner, equations 11 and 12).
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlprune.agents.base import Finetuning, LayerEnv, LayerState, StepTask, best_episode
+from rlprune.agents.base import Finetuning, LayerEnv, LayerState, Stateless, StepTask, best_episode
 from rlprune.rl.ddpg import ActorCritic, Learning, Losses
 from rlprune.rl.episode import Episode, Transition, play
 from rlprune.rl.noise import gaussian
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 STATE = ("layer", "out_channels", "kernel_size", "accuracy", "flops_ratio")  # (l, n, k, acc, f), section 3.1.1
 
 
-class DDPG:
+class DDPG(Stateless):
     """The agent of FPRL. Every pruning step is a search of its own: nothing is carried from one to the next.
 
     Args:
@@ -127,12 +127,3 @@ class DDPG:
         if not losses:
             log.warning("agent: has learned nothing, as agent.batch_size=%d is more than all its actions", self.learning.batch_size)
         return counts
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing outlives a step."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore; a state of another agent is refused."""
-        if state:
-            raise ValueError(f"ddpg keeps no state, got {sorted(state)}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from rlprune.agents.base import StepTask
+from rlprune.agents.base import Stateless, StepTask
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph
 from rlprune.graph.run import call, copy_module
@@ -22,7 +22,7 @@ Slot = tuple[str, int]
 """A weight's qualified name and one of its dimensions."""
 
 
-class DepGraph:
+class DepGraph(Stateless):
     """Removes what torch-pruning's group importance ranks lowest; one candidate a step.
 
     Channel k of a group's root layer scores the mean over all weights tied to it of Σ |w_k|^p: filters that make the channel, columns that
@@ -119,15 +119,6 @@ class DepGraph:
                 f"agent=depgraph: torch-pruning fails on {type(network).__name__}{_where(model, error)} ({reason}); {INSTEAD}"
             ) from error
         return roots
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is learned."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore; a state of another agent is refused."""
-        if state:
-            raise ValueError(f"depgraph keeps no state, got {sorted(state)}")
 
 
 class _Walked(list[Any]):

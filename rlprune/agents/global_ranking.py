@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from rlprune.agents.base import Normalization, StepTask, comparable
+from rlprune.agents.base import Normalization, Stateless, StepTask, comparable
 
 
-class GlobalRanking:
+class GlobalRanking(Stateless):
     """Removes what ranks lowest in the whole network; one candidate a step.
 
     Args:
@@ -22,12 +22,3 @@ class GlobalRanking:
     def decide(self, task: StepTask, generator: np.random.Generator) -> Any:
         """The candidate of the ranking."""
         return task.evaluate_ranking(comparable(task.scores, self.normalization))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is learned."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore; a state of another agent is refused."""
-        if state:
-            raise ValueError(f"global keeps no state, got {sorted(state)}")

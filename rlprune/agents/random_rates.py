@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from rlprune.agents.base import StepTask, best_episode
+from rlprune.agents.base import Stateless, StepTask, best_episode
 from rlprune.rl.episode import play
 
 
-class RandomRates:
+class RandomRates(Stateless):
     """Plays episodes of uniformly random actions and carries out the one with the highest reward; learns nothing.
 
     Args:
@@ -30,12 +30,3 @@ class RandomRates:
             task, self.candidates_per_step, lambda number: (play(env, lambda state: self.pr_max * float(generator.random())), {})
         )
         return task.evaluate_counts(counts)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is learned."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore; a state of another agent is refused."""
-        if state:
-            raise ValueError(f"random_rates keeps no state, got {sorted(state)}")
