@@ -779,6 +779,22 @@ def test_a_step_that_ran_out_of_time_is_not_measured_again(traced, tmp_path, set
     assert not [message for message in caplog.messages if "another way" in message]
 
 
+def test_what_is_known_takes_no_time_unless_it_is_of_other_candidates():
+    first = Ledger(deadline=math.inf)
+    for number in range(4):
+        assert first.accuracy([np.array([number])], lambda number=number: number / 4) == number / 4
+    assert first.in_time == 4
+    again = Ledger(deadline=time.monotonic() - 1, known=first.measured, in_time=4)
+    expired = []
+    for number in range(4):
+        expired.append(again.expired)
+        assert again.accuracy([np.array([number])], lambda: 0.9) == number / 4
+    assert [*expired, again.expired] == [False] * 4 + [True]
+    other = Ledger(deadline=time.monotonic() - 1, known=first.measured, in_time=4)
+    assert [other.accuracy([np.array([number])], lambda: 0.9) for number in (0, 7)] == [0, 0.9]
+    assert other.expired
+
+
 # -- settings --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -810,6 +826,7 @@ def test_a_step_that_ran_out_of_time_is_not_measured_again(traced, tmp_path, set
         ("ddpg", "omega2", -1.0, "agent.omega2=-1.0: must be ≥ 0"),
         ("ddpg", "reward", "none", "agent.reward=none: must be one of layer, end"),
         ("ddpg", "policy", "last", "agent.policy=last: must be one of best, final"),
+        ("ddpg", "actor_bound", "tanh", "agent.actor_bound=tanh: must be one of sigmoid, clip"),
         ("ddpg", "finetune_epochs", 0, "agent.finetune_epochs=0: must be ≥ 1; finetune_batches=0 switches fine-tuning off"),
         ("ddpg", "finetune_batches", -1, "agent.finetune_batches=-1: must be ≥ 0, or null for all training images"),
         ("ddpg", "finetune_lr", 0.0, "agent.finetune_lr=0.0: must be > 0"),

@@ -169,21 +169,33 @@ def test_a_gradient_shrinks_with_what_is_left_of_its_way(x, gradient, expected):
     assert leaf.grad.item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_sigmoid_bounds_by_its_closed_form():
+    actor = Actor(5, [30], MOST, "sigmoid", torch.Generator().manual_seed(0))
+    observations = torch.rand(50, 5, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        actions = actor(observations)
+        torch.testing.assert_close(actions, MOST / (1 + torch.exp(-actor.body(observations))))
+        assert (actions - MOST / 2).abs().max() < 0.05 * MOST
+        assert same(weights(actor), weights(Actor(5, [30], MOST, "clip", torch.Generator().manual_seed(0))))
+
+
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_policy_that_ran_to_a_bound_comes_back_by_a_slope_ten_times_smaller(sign):
-    actor = Actor(3, [32, 32], MOST, "clip", torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("bound", "returns"), [("clip", True), ("sigmoid", False)])
+def test_a_clipped_policy_that_ran_to_an_end_comes_back_by_a_slope_ten_times_smaller(sign, bound, returns):
+    actor = Actor(3, [32, 32], MOST, bound, torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(actor.parameters(), lr=0.002)
     observations = torch.rand(16, 3, generator=torch.Generator().manual_seed(1))
-    means = []
+    distances = []  # from where it is driven first
     for slope in (-1.0, 0.1):  # Adam remembers the first
         for _ in range(400):
             optimizer.zero_grad()
             (-sign * slope * actor(observations)).mean().backward()
             optimizer.step()
-        means.append(actor(observations).mean().item())
-    low, high = means[::sign]
-    assert low < 0.05 * MOST
-    assert high > 0.9 * MOST
+        action = actor(observations).mean().item()
+        distances.append(action if sign == 1 else MOST - action)
+    assert distances[0] < 0.05 * MOST
+    assert (distances[1] > 0.9 * MOST) == returns
+    assert returns or distances[1] < 0.1 * MOST
 
 
 def test_a_critic_reads_state_and_action():
