@@ -339,8 +339,9 @@ def test_numbers_out_of_range_are_refused_by_name(settings, message):
 
 
 def test_numbers_at_the_ends_of_their_range_are_taken():
-    learning(discount=0.0, tau=1.0, replay_size=6)
-    learning(discount=1.0, actor_hidden=[1], batch_size=1, replay_size=1)
+    low, high = learning(discount=0.0, tau=1.0, replay_size=6), learning(discount=1.0, actor_hidden=[1], batch_size=1, replay_size=1)
+    assert (low.discount, low.tau, low.replay_size) == (0.0, 1.0, 6)
+    assert (high.discount, high.actor_hidden, high.batch_size, high.replay_size) == (1.0, [1], 1, 1)
 
 
 # -- noise -----------------------------------------------------------------------------------------------------------------------------
