@@ -23,7 +23,7 @@ class ScheduleConfig:
     """How much goes, and when."""
 
     sparsity: float | None = MISSING  # channel sparsity to reach, in (0, 1); null: budget.* says how much goes
-    steps: int = MISSING  # pruning steps
+    steps: int | None = MISSING  # pruning steps; null: one for each channel group, where the agent goes layer by layer
     period: int = MISSING  # recover after so many steps
     save_at: list[float] = MISSING  # sparsities, besides the last, that get an artefact, a table row and a final recovery
     min_keep: int = MISSING  # units that stay in every group
@@ -226,7 +226,7 @@ def _check_schedule(schedule: ScheduleConfig) -> None:
     _require(sparsity is None or 0 < sparsity < 1, f"schedule.sparsity={sparsity}", "must be in (0, 1); 0.5 removes half of the channels")
     _require(schedule.round_to >= 1, f"schedule.round_to={schedule.round_to}", "must be ≥ 1; 1 does not round")
     _check_max_sparsity(schedule.max_sparsity)
-    _require(schedule.steps >= 1, f"schedule.steps={schedule.steps}", "must be ≥ 1")
+    _require(schedule.steps is None or schedule.steps >= 1, f"schedule.steps={schedule.steps}", "must be ≥ 1")
     _require(schedule.period >= 1, f"schedule.period={schedule.period}", "must be ≥ 1; recovery=none switches recovery off")
     _require(schedule.min_keep >= 1, f"schedule.min_keep={schedule.min_keep}", "must be ≥ 1")
     _require(

@@ -1,6 +1,6 @@
 """What an agent is, and what it may ask of its task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -117,9 +117,22 @@ class StepTask(Protocol):
     @property
     def scores(self) -> list[np.ndarray]: ...  # noqa: D102
 
+    @property
+    def bounded(self) -> bool: ...  # noqa: D102
+
+    @property
+    def turn(self) -> np.ndarray: ...  # noqa: D102
+
+    @property
+    def dense_accuracy(self) -> float: ...  # noqa: D102
+
+    def kept_counts(self, index: int) -> np.ndarray: ...  # noqa: D102
+
     def evaluate(self, action: np.ndarray, scores: Sequence[np.ndarray] | None = None) -> Outcome: ...  # noqa: D102
 
     def evaluate_counts(self, counts: np.ndarray) -> Outcome: ...  # noqa: D102
+
+    def evaluate_keep(self, keep: Mapping[str, np.ndarray]) -> Outcome: ...  # noqa: D102
 
     def evaluate_ranking(self, scores: Sequence[np.ndarray], *, within: bool = False) -> Outcome: ...  # noqa: D102
 
@@ -127,7 +140,7 @@ class StepTask(Protocol):
         self, *, features: Sequence[str], pr_max: float, reward: LayerReward | None = None, finetuning: Finetuning | None = None
     ) -> LayerEnv: ...
 
-    def report(self, **values: float | None) -> None: ...  # noqa: D102
+    def report(self, **values: float | str | None) -> None: ...  # noqa: D102
 
     def after(self, candidate: Any) -> "StepTask | None": ...  # noqa: D102
 
@@ -137,8 +150,10 @@ class Agent(Protocol):
 
     It may also have `measures_layers = True` (`candidates_per_step` counts episodes, each of which measures a candidate for every group),
     `pr_max` (share of its units that a group may lose at most), `finetuning` (that it asks of every candidate, for the time announced),
-    `decides_size = True` (it can do without any target), and `check(network, graph, example)`, which raises a UserError for a network
-    that it cannot prune, before that is trained.
+    `decides_size = True` (it can do without any target), `chooses_units = True` (it says which units go, no criterion is asked),
+    `groups(graph)` (names of the channel groups that it prunes; the others stay whole), `by_layer = True` (it goes from layer to layer, a
+    step each; where the run has a target its `drop_bound` is bisected, in `passes` at most: `rlprune.search.bisection`), and
+    `check(network, graph, example)`, which raises a UserError for a network that it cannot prune, before that is trained.
     """
 
     candidates_per_step: int

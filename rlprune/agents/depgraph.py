@@ -40,6 +40,7 @@ class DepGraph(Stateless):
     """
 
     candidates_per_step = 1
+    chooses_units = True
 
     def __init__(
         self,

@@ -20,16 +20,15 @@ from rlprune.criteria.base import (
     Mode,
     Normalization,
     Reduction,
-    by_output_channel,
     calibrating,
     gradients,
-    named_tensor,
     producing_slots,
     require_calibration,
     require_data,
 )
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph
+from rlprune.graph.filters import by_output_channel, named_tensor
 from rlprune.graph.labels import Slot
 
 WEIGHT_AT = {f"conv{kind}{dims}d": 1 for kind in ("", "_transpose") for dims in (1, 2, 3)} | {"linear": 1, "embedding": 1, "bilinear": 2}

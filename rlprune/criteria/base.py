@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph, Group
+from rlprune.graph.filters import by_output_channel, named_tensor
 from rlprune.graph.labels import Slot
 from rlprune.kernels import careful_kernels
 
@@ -85,18 +86,6 @@ class Reduction:
 def producing_slots(graph: ChannelGraph) -> list[Slot]:
     """(Qualified name, dimension of the output channels) of every weight that produces prunable channels; tied weights have two."""
     return list(dict.fromkeys((member.tensor, member.dim) for group in graph.groups for member in group.producers))
-
-
-def named_tensor(model: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its qualified name."""
-    module, _, leaf = name.rpartition(".")
-    tensor: Tensor = getattr(model.get_submodule(module), leaf)
-    return tensor
-
-
-def by_output_channel(weight: Tensor, dim: int) -> Tensor:
-    """A weight with its output channels first and the rest flattened, shape (channel, elements)."""
-    return weight.movedim(dim, 0).reshape(weight.shape[dim], -1)
 
 
 def filters(model: nn.Module, graph: ChannelGraph) -> dict[Slot, Tensor]:

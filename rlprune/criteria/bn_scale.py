@@ -5,8 +5,9 @@ import logging
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from rlprune.criteria.base import Aggregation, Normalization, Reduction, filters, named_tensor
+from rlprune.criteria.base import Aggregation, Normalization, Reduction, filters
 from rlprune.graph import ChannelGraph, Group
+from rlprune.graph.filters import named_tensor
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,15 @@ from rlprune.criteria.base import (
     Mode,
     Normalization,
     Reduction,
-    by_output_channel,
     calibrating,
     gradients,
-    named_tensor,
     producing_slots,
     require_calibration,
     require_choice,
     require_data,
 )
 from rlprune.graph import ChannelGraph
+from rlprune.graph.filters import by_output_channel, named_tensor
 
 Products = Literal["sum_of_abs", "abs_of_sum"]
 

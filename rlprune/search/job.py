@@ -3,8 +3,9 @@
 import copy
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rlprune.results.artefact import load_levels, save_artefact
 from rlprune.results.finish import Tested, finish
 from rlprune.results.record import Clock, Identity, write_episodes, write_steps
 from rlprune.results.tables import CONTROL
+from rlprune.search.bisection import Pass, bisected_search, forget_passes, seconds_of_passes
 from rlprune.search.execution import choose_execution
 from rlprune.search.limits import Limits, Room
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
@@ -59,6 +61,7 @@ class PruneJob:
     cache: Path  # folder of what was measured before
     clock: Clock = field(default_factory=Clock)
     _episodes_due: float = 0.0  # on the clock of time.monotonic
+    _begun: bool = False
 
     def run(self, dense: Dense) -> None:
         """Trace, search, recover, test, write."""
@@ -70,27 +73,12 @@ class PruneJob:
             execution = self._execution(dense.network, graph, evaluator, plan)
         environment = self._environment(graph, evaluator, plan, dense.network, execution)
         states = self.identity.run_dir / "checkpoint"
-        restored = None if not self.resume else load_state(states, dense.network, graph, self.agent, environment.ledger)
-        state = restored or start_state(dense.network, graph, environment.measure(dense.network))
-        self._set_deadline(environment.ledger, state)
-        self._announce(state, environment, plan, len(evaluator))
-        run_search(
-            state,
-            agent=self.agent,
-            environment=environment,
-            schedule=plan,
-            recover=self._recover,
-            epochs=self.recovery.epochs,
-            final_epochs=self.recovery.final_epochs,
-            seed=self.identity.seed,
-            on_step=lambda state: self._after_step(state, states),
-            on_level=self._save_level,
-            deciding=partial(keep_measured, states / "measured.json", environment.ledger),
-            on_episode=self._after_episode,
-        )
+        load = partial(self._load, dense.network, graph, environment, plan, len(evaluator))
+        state, passes = self._search(states, environment, plan, load)
         self._require_a_level(state)
-        self.clock.seconds["search"] = sum(record.search_seconds for record in state.history.steps)
-        self.clock.seconds["recovery"] = sum(record.recovery_seconds for record in state.history.steps)
+        for phase in ("search", "recovery"):
+            spent = [getattr(record, f"{phase}_seconds") for record in state.history.steps[-1 if passes else 0 :]]
+            self.clock.seconds[phase] = sum(spent) + sum(getattr(entry, f"{phase}_seconds") for entry in passes)
         networks = self._networks(state, dense, graph)
         finish(
             networks,
@@ -100,7 +88,12 @@ class PruneJob:
             setup=self.setup,
             clock=self.clock,
             job=self.identity,
-            facts={"execution": execution, "targets": self._targets(state, environment.dense)},
+            facts={
+                "execution": execution,
+                "targets": self._targets(state, environment.dense),
+                "units_chosen_by": self._units_chosen_by,
+                "passes": list(map(asdict, passes)),
+            },
         )
         forget_states(states)
 
@@ -114,6 +107,51 @@ class PruneJob:
         self._plan(graph)
         if hasattr(self.agent, "check"):
             self.agent.check(network, graph, self.setup.example())
+
+    # -- the search ----------------------------------------------------------------------------------------------------------------
+
+    def _search(
+        self, states: Path, environment: Environment, plan: Schedule, load: Callable[[Path], SearchState]
+    ) -> tuple[SearchState, list[Pass]]:
+        """Where the search ends, and the passes of a bisection; `states` is the folder that it goes through."""
+
+        def run(state: SearchState, folder: Path, until: int | None) -> SearchState:
+            return run_search(
+                state,
+                agent=self.agent,
+                environment=environment,
+                schedule=plan,
+                recover=self._recover,
+                epochs=self.recovery.epochs,
+                final_epochs=self.recovery.final_epochs,
+                seed=self.identity.seed,
+                on_step=lambda state: self._after_step(state, folder),
+                on_level=partial(self._save_level, plan),
+                deciding=partial(keep_measured, folder / "measured.json", environment.ledger),
+                on_episode=self._after_episode,
+                until=until,
+            )
+
+        if not self.resume:
+            forget_passes(states)
+        if plan.bisected:
+            return bisected_search(states, agent=self.agent, schedule=plan, ledger=environment.ledger, load=load, run=run)
+        return run(load(states), states, None), []
+
+    def _load(
+        self, dense: nn.Module, graph: ChannelGraph, environment: Environment, plan: Schedule, images: int, folder: Path
+    ) -> SearchState:
+        """The search as its folder has it, or before its first step."""
+        state = load_state(folder, dense, graph, self.agent, environment.ledger) if self.resume or plan.bisected else None
+        if state is None:
+            if plan.bisected:
+                self.agent.load_state_dict({})
+            state = start_state(dense, graph, environment.measure(dense))
+        if not self._begun:
+            self._begun = True
+            self._set_deadline(environment.ledger, state, seconds_of_passes(folder.parent))
+            self._announce(state, environment, plan, images)
+        return state
 
     # -- before the search ---------------------------------------------------------------------------------------------------------
 
@@ -146,21 +184,27 @@ class PruneJob:
         dense = size_of(graph, np.zeros(len(graph.groups), dtype=int))
         smallest = size_of(graph, Room(graph, list(self._kept_counts(graph).values())).capacity)
         targets = Targets(self.schedule.sparsity, self.budget.macs, self.budget.params, self.budget.max_drop)
+        groups = sum(len(counts) > 1 for counts in self._kept_counts(graph).values())
         return make_schedule(
             targets=targets,
-            steps=self.schedule.steps,
+            steps=max(1, groups) if self.schedule.steps is None else self.schedule.steps,
             period=self.schedule.period,
             save_at=self.schedule.save_at,
             dense=dense,
             smallest=smallest,
             free=bool(getattr(self.agent, "decides_size", False)),
+            by_layer=bool(getattr(self.agent, "by_layer", False)),
         )
 
     def _kept_counts(self, graph: ChannelGraph) -> dict[str, np.ndarray]:
         limits = Limits(self.schedule.min_keep, self.schedule.round_to, self.schedule.max_sparsity)
         limits.check(graph)
         limits = replace(limits, most=float(getattr(self.agent, "pr_max", 1.0)))
-        return {group.name: limits.kept_counts(group.name, group.num_units) for group in graph.groups}
+        may_lose = self.agent.groups(graph) if hasattr(self.agent, "groups") else [group.name for group in graph.groups]
+        return {
+            group.name: limits.kept_counts(group.name, group.num_units) if group.name in may_lose else np.array([group.num_units])
+            for group in graph.groups
+        }
 
     def _execution(self, network: nn.Module, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule) -> str:
         if self.search.recover_batches:  # what is zero would be trained
@@ -201,9 +245,9 @@ class PruneJob:
         images = self.setup.splits.normalization(calibration.pixels)
         return lambda network, graph: self.criterion.scores(network, graph, images, calibration.labels)
 
-    def _set_deadline(self, ledger: Ledger, state: SearchState) -> None:
+    def _set_deadline(self, ledger: Ledger, state: SearchState, before: float) -> None:
         if self.schedule.max_minutes is not None:
-            spent = sum(record.search_seconds + record.recovery_seconds for record in state.history.steps)
+            spent = before + sum(record.search_seconds + record.recovery_seconds for record in state.history.steps)
             ledger.deadline = time.monotonic() + 60 * self.schedule.max_minutes - spent
 
     def _announce(self, state: SearchState, environment: Environment, plan: Schedule, images: int) -> None:
@@ -268,9 +312,13 @@ class PruneJob:
         write_steps(self.identity.run_dir, state.history)
         save_state(folder, state, self.agent)
 
-    def _save_level(self, state: SearchState, level: float | None, before: nn.Module) -> None:
+    @property
+    def _units_chosen_by(self) -> str:
+        return "agent" if getattr(self.agent, "chooses_units", False) else "criterion"
+
+    def _save_level(self, plan: Schedule, state: SearchState, level: float | None, before: nn.Module) -> None:
         """Write the artefact of a level; with a bound on the drop, `pruned` is the smallest network within it so far."""
-        last = state.step == self.schedule.steps or bool(state.history.stopped)
+        last = state.step == plan.steps or bool(state.history.stopped)
         names = [] if last or level is None else [f"pruned-{level:g}"]
         if last or self.budget.max_drop is not None:
             names.append("pruned")
@@ -280,7 +328,8 @@ class PruneJob:
             "macs": record.macs,
             "params": record.params,
             "agent": self.identity.choices["agent"],
-            "criterion": self.identity.choices["criterion"],
+            "criterion": self.identity.choices["criterion"] if self._units_chosen_by == "criterion" else None,
+            "units_chosen_by": self._units_chosen_by,
             "seed": self.identity.seed,
             "dense_seed": self.setup.dense_seed,
         }

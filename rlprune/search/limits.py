@@ -116,6 +116,10 @@ class Goal:
         """Nothing is asked."""
         return math.inf == self.channels == self.macs == self.params
 
+    def relative_excess(self, channels: int, macs: int, params: int) -> float:
+        """By how much a network is larger than asked for, as a share of what was: the worst of the three, negative where all are met."""
+        return max(size / most - 1 for size, most in ((channels, self.channels), (macs, self.macs), (params, self.params)))
+
     def excess(self, graph: ChannelGraph, counts: np.ndarray) -> np.ndarray:
         """How much more must go after `counts` units are gone, as a share of what is there now, shape (...).
 

@@ -65,6 +65,7 @@ def run_search(
     on_level: Callable[[SearchState, float | None, nn.Module], None],
     deciding: Callable[[SearchState], AbstractContextManager[None]] = lambda state: nullcontext(),
     on_episode: Callable[[SearchState], None] = lambda state: None,
+    until: int | None = None,
 ) -> SearchState:
     """Carry a search from where it is to its end.
 
@@ -84,9 +85,10 @@ def run_search(
             its recovery.
         deciding: around an agent's decision.
         on_episode: called when an agent has reported an episode.
+        until: end behind this step, and save nothing when the time is over; None: to the last.
     """
     ledger = environment.ledger
-    while state.step < schedule.steps and not state.history.stopped:
+    while state.step < (until or schedule.steps) and not state.history.stopped:
         step = state.step + 1
         started = time.perf_counter()
         ledger.step_start, ledger.measured, ledger.in_time = ledger.distinct, [], 0
@@ -99,7 +101,7 @@ def run_search(
         state.step = step
         if ledger.expired and step < schedule.steps:
             state.history.stopped = "max_minutes"
-        saves = schedule.saves(step) or bool(state.history.stopped)
+        saves = schedule.saves(step) or (until is None and bool(state.history.stopped))
         before = state.network
         recovery_seconds, accuracy = 0.0, candidate.accuracy
         rounds = final_epochs if saves else epochs
@@ -141,7 +143,7 @@ def _decide(
 ) -> Any:
     """The candidate to carry out: the agent's, or none at all where earlier steps removed what this one was to remove."""
     ledger = environment.ledger
-    task = Task(environment, state.network, state.graph, state.step, state.carry)
+    task = Task(environment, state.network, state.graph, state.step, state.carry, state.dense_accuracy)
     if task.idle:
         return task.evaluate(task.channel_shares)
     with tqdm(total=step_candidates(agent, state.graph, ledger.max_candidates), desc=title, unit="cand", leave=False) as bar:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,13 +45,15 @@ class Schedule:
     """When a search removes, recovers and saves.
 
     `goals[k]` holds after step k + 1, `levels` maps steps (from 1) to the sparsity saved there (None: whatever is reached), and the network
-    recovers every `period` steps. With `max_drop` (a fraction) every recovery is a whole one, after which the loss is looked at.
+    recovers every `period` steps. With `max_drop` (a fraction) every recovery is a whole one, after which the loss is looked at. Where it
+    is `bisected`, the agent's bound decides how much goes in all steps but the last, and is sought until that has almost nothing to do.
     """
 
     goals: tuple[Goal, ...]
     levels: dict[int, float | None]
     period: int
     max_drop: float | None = None
+    bisected: bool = False
 
     @property
     def steps(self) -> int:
@@ -83,7 +85,15 @@ def level_steps(*, sparsity: float, steps: int, save_at: Sequence[float]) -> dic
 
 
 def make_schedule(
-    *, targets: Targets, steps: int, period: int, save_at: Sequence[float], dense: Size, smallest: Size, free: bool = False
+    *,
+    targets: Targets,
+    steps: int,
+    period: int,
+    save_at: Sequence[float],
+    dense: Size,
+    smallest: Size,
+    free: bool = False,
+    by_layer: bool = False,
 ) -> Schedule:
     """Equal steps from the dense network to the targets; the step nearest to a level reaches it exactly.
 
@@ -95,11 +105,14 @@ def make_schedule(
         dense: size of the dense network.
         smallest: size of the network that has lost all it may lose.
         free: the agent decides how much goes where nothing is asked.
+        by_layer: it decides layer by layer, in so many steps of which nothing is asked; what the targets ask for is left to one more step.
 
     Raises:
-        UserError: as `level_steps`, or a target is out of reach; says what is within it.
+        UserError: as `level_steps`, or a target is out of reach; says what is within it; or targets that do not go together.
     """
     _check_reach(targets, dense, smallest, free)
+    if by_layer:
+        return _layer_by_layer(targets, steps, period, save_at, dense)
     done = [step / steps for step in range(1, steps + 1)]  # share of the way behind each step
     levels: dict[int, float | None] = {steps: targets.sparsity}
     if targets.sparsity is not None:
@@ -115,6 +128,21 @@ def make_schedule(
     fewest = smallest.channels if bound_alone else None
     goals = tuple(_goal(targets, share, dense, fewest, exact=step in levels) for step, share in enumerate(done, start=1))
     return Schedule(goals, dict(sorted(levels.items())), period, None if targets.max_drop is None else targets.max_drop / 100)
+
+
+def _layer_by_layer(targets: Targets, steps: int, period: int, save_at: Sequence[float], dense: Size) -> Schedule:
+    sizes, drop = replace(targets, max_drop=None), targets.max_drop
+    bisected = sizes != Targets(None, None, None, None)
+    if save_at:
+        raise UserError(f"schedule.save_at={list(save_at)}: this agent decides layer by layer how much goes; schedule.save_at=[]")
+    if bisected and drop is not None:
+        raise UserError(
+            f"budget.max_drop={drop}: goes with no other target for this agent, whose drop_bound is bisected for them; drop one"
+        )
+    goals = (Goal(math.inf, math.inf, math.inf, exact=True),) * steps
+    if bisected:
+        goals = (*goals, _goal(sizes, 1.0, dense, None, exact=True))
+    return Schedule(goals, {len(goals): targets.sparsity}, period, None if drop is None else drop / 100, bisected)
 
 
 def _goal(targets: Targets, done: float, dense: Size, fewest: int | None, *, exact: bool) -> Goal:

@@ -1,9 +1,10 @@
 """The task an agent sees at one pruning step: what it may remove, and what a candidate is worth."""
 
+import hashlib
 import logging
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -139,16 +140,31 @@ class Environment:
     execution: str = "sliced"  # how candidates are run: a key of MULTIPLES
 
 
+def _digest(arrays: Iterable[np.ndarray]) -> bytes:
+    """A short key for units of all groups."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(array.astype(np.int64).tobytes() + b"/")
+    return digest.digest()
+
+
 class Task:
     """One pruning step. An action is a distribution of what goes over the groups, in network order."""
 
     def __init__(
-        self, environment: Environment, network: nn.Module, graph: ChannelGraph, step: int, carry: np.ndarray | None = None
+        self,
+        environment: Environment,
+        network: nn.Module,
+        graph: ChannelGraph,
+        step: int,
+        carry: np.ndarray | None = None,
+        dense_accuracy: float | None = None,
     ) -> None:
         self.environment, self.network, self.graph, self.step = environment, network, graph, step
+        self._dense_accuracy = dense_accuracy
         self.carry = np.zeros(len(graph.groups)) if carry is None else carry
         self.room = Room(graph, [environment.kept_counts[group.name] for group in graph.groups])
-        self._cache: dict[tuple[Any, ...], float] = {}  # accuracy alone: VGG-16's kept units, ten thousand times, fill a gigabyte
+        self._cache: dict[tuple[int, ...] | bytes, float] = {}  # accuracy alone: VGG-16's kept units, ten thousand times, fill a gigabyte
         self._slicer: Slicer | None = None
 
     @property
@@ -157,9 +173,32 @@ class Task:
         return self.environment.goals[self.step]
 
     @property
+    def bounded(self) -> bool:
+        """Something is asked of this step."""
+        return not self.goal.free
+
+    @property
+    def turn(self) -> np.ndarray:
+        """The groups whose turn it is where a search goes layer by layer, in network order; shape (group,).
+
+        Those that can lose units are shared out evenly over the steps of which nothing is asked.
+        """
+        groups = [index for index, group in enumerate(self.graph.groups) if len(self.environment.kept_counts[group.name]) > 1]
+        return np.array_split(np.array(groups, dtype=int), sum(goal.free for goal in self.environment.goals))[self.step]
+
+    @property
+    def dense_accuracy(self) -> float:
+        """Accuracy of the dense network on the search split; of this one where none was given."""
+        return self.accuracy if self._dense_accuracy is None else self._dense_accuracy
+
+    def kept_counts(self, index: int) -> np.ndarray:
+        """Numbers of units that a group may keep, descending; the first is all that it had in the dense network."""
+        return self.environment.kept_counts[self.graph.groups[index].name]
+
+    @property
     def idle(self) -> bool:
         """Earlier steps have removed what this one was to remove."""
-        return not self.goal.free and float(self.goal.excess(self.graph, np.zeros(len(self.graph.groups), dtype=int))) <= 0
+        return self.bounded and float(self.goal.excess(self.graph, np.zeros(len(self.graph.groups), dtype=int))) <= 0
 
     @property
     def example(self) -> Tensor:
@@ -215,6 +254,16 @@ class Task:
         removed = counts * self.room.weights
         return self._evaluate(removed / max(1, removed.sum()), counts, self.carry)
 
+    def evaluate_keep(self, keep: Mapping[str, np.ndarray]) -> Candidate:
+        """Measure the network with only these units of each group that is named, ascending; the others stay whole."""
+        orders = [np.arange(group.num_units) for group in self.graph.groups]
+        for index, group in enumerate(self.graph.groups):
+            if group.name in keep:
+                orders[index] = np.concatenate([np.setdiff1d(orders[index], keep[group.name]), keep[group.name]])
+        counts = self.graph.counts(keep)
+        removed = counts * self.room.weights
+        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry, orders)
+
     def evaluate_ranking(self, scores: Sequence[np.ndarray], *, within: bool = False) -> Candidate:
         """Measure what goes when the units of all groups stand in one ranking, lowest first.
 
@@ -248,7 +297,7 @@ class Task:
         macs, params, dense = self.graph.cost.macs(counts), self.graph.cost.params(counts), self.environment.dense
         return self.environment.reward(accuracy=accuracy, flops_ratio=1 - macs / dense.macs, params_ratio=1 - params / dense.params)
 
-    def report(self, **values: float | None) -> None:
+    def report(self, **values: float | str | None) -> None:
         """Tell the run about one episode: its numbers become a row of episodes.csv and the curves of episodes.png."""
         self.environment.ledger.on_report(values)
 
@@ -257,7 +306,7 @@ class Task:
         if self.step + 1 == self.steps:
             return None
         network = prune(self.network, self.graph, candidate.keep)
-        return Task(self.environment, network, self.graph.after(candidate.keep), self.step + 1, candidate.carry)
+        return Task(self.environment, network, self.graph.after(candidate.keep), self.step + 1, candidate.carry, self._dense_accuracy)
 
     @cached_property
     def orders(self) -> list[np.ndarray]:
@@ -273,7 +322,7 @@ class Task:
 
     def _evaluate(self, action: np.ndarray, counts: np.ndarray, carry: np.ndarray, orders: Sequence[np.ndarray] | None = None) -> Candidate:
         keep = self.keep(counts, orders)
-        key = tuple(counts.tolist()) if orders is None else tuple(units.tobytes() for units in keep.values())
+        key = tuple(counts.tolist()) if orders is None else _digest(keep.values())
         if key in self._cache:
             self.environment.ledger.repeated += 1
         else:

@@ -1,0 +1,183 @@
+"""RLP: a learned decision for every filter (Yang and Xu, "From Rule-based to Learning-based Network Pruning").
+
+Layer after layer, a policy reads the filters of the layer and says which stay. No criterion ranks anything.
+"""
+
+import difflib
+from typing import Any, Literal
+
+import numpy as np
+
+from rlprune.agents.base import StepTask
+from rlprune.errors import UserError
+from rlprune.graph import ChannelGraph
+from rlprune.graph.filters import unit_filters
+from rlprune.rl.reinforce import Baseline, Learning, Reinforce
+
+Keep = dict[str, np.ndarray]
+
+
+class RLP:
+    """The agent of RLP. Every layer has a policy of its own, which is learned when its turn comes and is not needed behind it.
+
+    Args:
+        mode: `entire` prunes all channel groups, from low to high; `individual` prunes that of `layer` alone.
+        layer: a layer, or a channel group, by name; for `mode=individual`.
+        drop_bound: b, points of accuracy on the search split whose loss makes a reward zero. Where the run has a target it is bisected.
+        passes: searches through the network at most that the bisection may take.
+        updates: of the policy of a layer, at most; it ends where all samples of an update agree.
+        samples: K, decisions measured for an update.
+        baseline: `leave_one_out`, the mean reward of an update's other samples; or `none`.
+        policy: what is carried out: the `best` decision that was measured, or the `final` policy's own.
+        hidden: widths of the policy's hidden layers.
+        lr: its learning rate.
+        initial_keep: probability at the start that a filter is kept.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    by_layer = True
+    chooses_units = True
+    decides_size = True
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["individual", "entire"],
+        layer: str | None,
+        drop_bound: float,
+        passes: int,
+        updates: int,
+        samples: int,
+        baseline: Baseline,
+        policy: Literal["best", "final"],
+        hidden: list[int],
+        lr: float,
+        initial_keep: float,
+    ) -> None:
+        if not 0 < drop_bound < float("inf"):
+            raise ValueError(f"drop_bound={drop_bound}: must be > 0 points of accuracy; the paper's are 0.5, 1, 2 and 3")
+        if mode == "individual" and layer is None:
+            raise ValueError("layer=null: mode=individual prunes one layer; name it (rlprune inspect lists them), or take mode=entire")
+        if mode == "entire" and layer is not None:
+            raise ValueError(f"layer={layer}: goes with mode=individual; mode=entire prunes all of them")
+        for name, count in (("passes", passes), ("updates", updates)):
+            if count < 1:
+                raise ValueError(f"{name}={count}: must be ≥ 1")
+        self.learning = Learning(samples, baseline, hidden, lr, initial_keep)
+        self.layer, self.drop_bound, self.passes, self.updates, self.policy = layer, drop_bound, passes, updates, policy
+        self.candidates_per_step = updates * samples + 1
+        self._keep_probability: dict[str, list[float]] = {}  # of the units that are left of decided groups
+
+    def groups(self, graph: ChannelGraph) -> list[str]:
+        """The channel groups that it prunes.
+
+        Raises:
+            UserError: there is no such layer, or its channels are kept.
+        """
+        names = [group.name for group in graph.groups]
+        if self.layer is None:
+            return names
+        found = [group.name for group in graph.groups if self.layer in (group.name, *group.layers)]
+        if found:
+            return found[:1]
+        frozen = next((frozen for frozen in graph.frozen if frozen.layer == self.layer), None)
+        if frozen is not None:
+            raise UserError(f"agent.layer={self.layer}: its channels are kept ({frozen.reason}); choose from {', '.join(names)}")
+        known = list(dict.fromkeys([*names, *(layer for group in graph.groups for layer in group.layers)]))
+        near = difflib.get_close_matches(self.layer, known, n=3, cutoff=0.3) or names[:3]
+        raise UserError(f"agent.layer={self.layer}: there is no such layer; did you mean {', '.join(near)}? rlprune inspect lists all")
+
+    def decide(self, task: StepTask, generator: np.random.Generator) -> Any:
+        """Decide on the groups whose turn it is, one after another; where the step has a goal, cut down to it by the policies."""
+        if task.bounded:
+            return task.evaluate_ranking(self._ranking(task.graph), within=True)
+        keep: Keep = {}
+        for index in task.turn:
+            name = task.graph.groups[index].name
+            keep[name], logits = self._decide_layer(task, int(index), keep, generator)
+            self._keep_probability[name] = (1 / (1 + np.exp(-logits[keep[name]]))).tolist()
+        return task.evaluate_keep(keep)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep probabilities of the units that are left."""
+        return {"keep_probability": self._keep_probability} if self._keep_probability else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state; an empty one is that before the first layer."""
+        self._keep_probability = {str(name): [float(p) for p in values] for name, values in state.get("keep_probability", {}).items()}
+
+    def reward(self, drop: float, units: int, kept: int) -> float:
+        """R = φ ψ, equations 1 to 3: ψ = N / C and φ = 1 − (a* − a) / b, which is negative beyond the bound.
+
+        The paper prints a − a* in φ, which would reward a loss.
+
+        Args:
+            drop: a* − a, points of accuracy that are lost against the dense network.
+            units: N, of the group.
+            kept: C, of them.
+        """
+        return (1 - drop / self.drop_bound) * units / kept
+
+    # -- one layer -------------------------------------------------------------------------------------------------------------------
+
+    def _decide_layer(self, task: StepTask, index: int, decided: Keep, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Units of a group that stay, and the policy's logits for all of them, shape (unit,).
+
+        Args:
+            task: the pruning step.
+            index: of the group.
+            decided: units that stay of groups before it.
+            generator: of all draws.
+        """
+        group, allowed = task.graph.groups[index], task.kept_counts(index)
+        learner = Reinforce(self.learning, unit_filters(task.network, group), generator)
+        best, stays = -np.inf, np.arange(group.num_units)
+
+        def measure(draw: np.ndarray) -> tuple[float, Any]:
+            nonlocal best, stays
+            units = kept_units(draw, allowed)
+            candidate = task.evaluate_keep({**decided, group.name: units})
+            reward = self.reward(100 * (task.dense_accuracy - candidate.accuracy), group.num_units, len(units))
+            if reward > best:
+                best, stays = reward, units
+            return reward, candidate
+
+        for update in range(self.updates):
+            draws = learner.sample()
+            measured = [measure(draw) for draw in draws if not task.exhausted]
+            if not measured:
+                break
+            decisions, rewards = draws > 0, [reward for reward, _ in measured]
+            task.report(
+                episode=update + 1,
+                group=group.name,
+                reward=float(np.mean(rewards)),
+                best=best,
+                accuracy=float(np.mean([candidate.accuracy for _, candidate in measured])),
+                kept=float(decisions.sum(1).mean()),
+                drop_bound=self.drop_bound,
+            )
+            if len(measured) < len(draws) or (decisions == decisions[0]).all():
+                break
+            learner.update(decisions, rewards)
+        logits = learner.logits()
+        if not task.exhausted:
+            measure(logits)
+        return (kept_units(logits, allowed) if self.policy == "final" else stays), logits
+
+    def _ranking(self, graph: ChannelGraph) -> list[np.ndarray]:
+        """Keep probabilities of all units, group after group; groups that were not decided on are kept longest."""
+        return [np.array(self._keep_probability.get(group.name, [1.0] * group.num_units)) for group in graph.groups]
+
+
+def kept_units(draw: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Units whose draw is above 0, and the next highest until their number is one that is allowed; ascending.
+
+    Args:
+        draw: of each unit, shape (unit,).
+        allowed: numbers of units that may be kept, the largest of which is all.
+    """
+    number = int(allowed[allowed >= (draw > 0).sum()].min())
+    return np.sort(np.argsort(-draw, kind="stable")[:number])

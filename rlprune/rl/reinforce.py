@@ -1,0 +1,138 @@
+"""A policy over the filters of a layer, and the policy gradient with a leave-one-out baseline (RLP, section 2.1)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlprune.rl.networks import Perceptron
+
+Baseline = Literal["leave_one_out", "none"]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How the policy of a layer learns.
+
+    Args:
+        samples: K, decisions drawn for an update.
+        baseline: what is subtracted from a decision's reward: the mean over the others of the update (`leave_one_out`), or `none`.
+        hidden: widths of the policy's hidden layers.
+        lr: learning rate (Adam).
+        initial_keep: probability at the start that a filter is kept.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    samples: int
+    baseline: Baseline
+    hidden: Sequence[int]
+    lr: float
+    initial_keep: float
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples}: must be ≥ 1")
+        if self.samples < 2 and self.baseline == "leave_one_out":
+            raise ValueError(
+                f"samples={self.samples}: baseline=leave_one_out compares with the others, so it needs 2 or more; or baseline=none"
+            )
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden={list(self.hidden)}: must be widths ≥ 1, such as [64]")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr}: must be > 0")
+        if not 0 < self.initial_keep < 1:
+            raise ValueError(f"initial_keep={self.initial_keep}: must be in (0, 1)")
+
+
+class FilterPolicy(nn.Module):
+    """π(A | W, θ): filters → the logit of keeping each; the weights θ are shared over the filters.
+
+    Args:
+        elements: weights of a filter.
+        hidden: widths of the hidden layers.
+        initial_keep: probability near which all filters start.
+        generator: of the first weights.
+    """
+
+    def __init__(self, elements: int, hidden: Sequence[int], initial_keep: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.body, self.start = Perceptron(elements, hidden, generator), math.log(initial_keep / (1 - initial_keep))
+
+    def forward(self, filters: Tensor) -> Tensor:
+        """(unit, elements) → logits, (unit,)."""
+        logits: Tensor = self.start + self.body(filters)[:, 0]
+        return logits
+
+
+def log_probability(logits: Tensor, decisions: Tensor) -> Tensor:
+    """Of decisions, log π(A | W, θ): (sample, unit) with 1 for keep → (sample,)."""
+    each = F.binary_cross_entropy_with_logits(logits.expand(decisions.shape), decisions, reduction="none")
+    return -each.sum(1)
+
+
+def advantages(rewards: Tensor, baseline: Baseline) -> Tensor:
+    """R − b for every sample, (sample,): b is the mean reward of the *other* samples, so that it does not depend on the decision itself."""
+    if baseline == "none":
+        return rewards
+    others = (rewards.sum() - rewards) / (len(rewards) - 1)
+    return rewards - others
+
+
+def surrogate(logits: Tensor, decisions: Tensor, rewards: Tensor, baseline: Baseline) -> Tensor:
+    """A loss whose gradient is minus the estimate of ∇E[R], equation 4: the mean over samples of (R − b) ∇ log π(A).
+
+    Args:
+        logits: of the policy, (unit,).
+        decisions: that were drawn, 1 for keep, (sample, unit).
+        rewards: theirs, (sample,).
+        baseline: b, see `Learning`.
+    """
+    return -(advantages(rewards, baseline) * log_probability(logits, decisions)).mean()
+
+
+class Reinforce:
+    """The policy of one layer, and what it learns with.
+
+    Args:
+        learning: how.
+        filters: that it reads, (unit, elements).
+        generator: of weights and decisions.
+    """
+
+    def __init__(self, learning: Learning, filters: Tensor, generator: np.random.Generator) -> None:
+        self.learning, self.filters, self._generator = learning, filters, generator
+        weights = torch.Generator().manual_seed(int(generator.integers(2**63)))
+        self.policy = FilterPolicy(filters.shape[1], learning.hidden, learning.initial_keep, weights)
+        self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning.lr, fused=True)
+
+    @torch.inference_mode()
+    def logits(self) -> np.ndarray:
+        """Of keeping each unit, shape (unit,); above 0 the policy rather keeps it."""
+        logits: np.ndarray = self.policy(self.filters).double().numpy()
+        return logits
+
+    def sample(self) -> np.ndarray:
+        """K draws of logit + noise, shape (sample, unit): a draw above 0 keeps the unit, which is a decision A ~ π."""
+        uniform = np.clip(self._generator.random((self.learning.samples, len(self.filters))), 1e-12, 1 - 1e-12)
+        draws: np.ndarray = self.logits() + np.log(uniform) - np.log1p(-uniform)
+        return draws
+
+    def update(self, decisions: np.ndarray, rewards: Sequence[float]) -> None:
+        """One step along the estimate of ∇E[R].
+
+        Args:
+            decisions: what the policy drew, True for keep, (sample, unit).
+            rewards: theirs.
+        """
+        drawn, scores = torch.from_numpy(decisions.astype(np.float32)), torch.tensor(rewards, dtype=torch.float32)
+        loss = surrogate(self.policy(self.filters), drawn, scores, self.learning.baseline)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
