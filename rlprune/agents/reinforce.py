@@ -67,7 +67,7 @@ class RLP:
                 raise ValueError(f"{name}={count}: must be ≥ 1")
         self.learning = Learning(samples, baseline, hidden, lr, initial_keep)
         self.layer, self.drop_bound, self.passes, self.updates, self.policy = layer, drop_bound, passes, updates, policy
-        self.candidates_per_step = updates * samples + 1
+        self.candidates_per_step = updates * samples + 2  # a layer: also all of it, and the final policy
         self._keep_probability: dict[str, list[float]] = {}  # of the units that are left of decided groups
 
     def groups(self, graph: ChannelGraph) -> list[str]:
@@ -144,6 +144,8 @@ class RLP:
                 best, stays = reward, units
             return reward, candidate
 
+        if not task.exhausted:
+            measure(np.ones(group.num_units))  # all stay
         for update in range(self.updates):
             draws = learner.sample()
             measured = [measure(draw) for draw in draws if not task.exhausted]

@@ -17,7 +17,7 @@ from rlprune.search.task import Ledger
 log = logging.getLogger(__name__)
 TOLERANCE = 0.01  # of the target
 FACTOR = 4.0  # from one bound to the next until the target lies between two
-WIDEST = (1e-3, 1e4)  # bounds that are tried, points
+WIDEST = (0.01, 200.0)  # bounds that are tried, points; beyond, accuracy counts for nothing
 CLOSEST = 1.02  # two bounds so near to one another are the same
 
 
@@ -72,9 +72,9 @@ class Bisection:
         low = max((entry.bound for entry in self.passes if entry.excess > 0), default=0.0)
         high = min((entry.bound for entry in self.passes if entry.excess < 0), default=math.inf)
         if low == 0:
-            return high / FACTOR if high > WIDEST[0] else None
+            return max(high / FACTOR, WIDEST[0]) if high > WIDEST[0] else None
         if high == math.inf:
-            return low * FACTOR if low < WIDEST[1] else None
+            return min(low * FACTOR, WIDEST[1]) if low < WIDEST[1] else None
         return math.sqrt(low * high) if high > CLOSEST * low else None
 
     @property

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -92,7 +93,7 @@ class PruneJob:
                 "execution": execution,
                 "targets": self._targets(state, environment.dense),
                 "units_chosen_by": self._units_chosen_by,
-                "passes": list(map(asdict, passes)),
+                **({"passes": list(map(asdict, passes)), "drop_bound": getattr(self.agent, "drop_bound", None)} if passes else {}),
             },
         )
         forget_states(states)
@@ -215,10 +216,15 @@ class PruneJob:
             graph,
             evaluator,
             schedule=plan,
-            candidates=step_candidates(self.agent, graph, self.search.max_candidates) * plan.steps,
+            candidates=self._candidates_per_step(graph, plan, self._kept_counts(graph)) * plan.steps,
             cache=self.cache,
             chosen=self.identity.run_dir / "checkpoint" / "execution.json",
         )
+
+    def _candidates_per_step(self, graph: ChannelGraph, plan: Schedule, kept_counts: dict[str, np.ndarray]) -> int:
+        layers = sum(len(counts) > 1 for counts in kept_counts.values())
+        steps = max(1, sum(goal.free for goal in plan.goals))
+        return step_candidates(self.agent, graph, self.search.max_candidates, math.ceil(layers / steps))
 
     def _environment(self, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule, teacher: nn.Module, execution: str) -> Environment:
         seed, images, batches = self.identity.seed, self.search.recalibrate_bn, self.search.recover_batches
@@ -262,7 +268,7 @@ class PruneJob:
         epochs = sum(self.recovery.final_epochs if plan.saves(step) else self.recovery.epochs for step in ahead if plan.recovers(step))
         epochs *= 1 + self.recovery.control
         epoch = self._epoch_seconds(state, self.recovery) if epochs else 0.0
-        per_step = step_candidates(self.agent, state.graph, self.search.max_candidates)
+        per_step = self._candidates_per_step(state.graph, plan, environment.kept_counts)
         candidates = per_step * len(ahead)
         limit = "" if self.schedule.max_minutes is None else f"; the search ends after {self.schedule.max_minutes:g} min at the latest"
         log.info(

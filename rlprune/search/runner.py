@@ -146,7 +146,8 @@ def _decide(
     task = Task(environment, state.network, state.graph, state.step, state.carry, state.dense_accuracy)
     if task.idle:
         return task.evaluate(task.channel_shares)
-    with tqdm(total=step_candidates(agent, state.graph, ledger.max_candidates), desc=title, unit="cand", leave=False) as bar:
+    layers = 0 if task.bounded else len(task.turn)
+    with tqdm(total=step_candidates(agent, state.graph, ledger.max_candidates, layers), desc=title, unit="cand", leave=False) as bar:
 
         def report(values: dict[str, Any]) -> None:
             state.history.episodes.append({"step": state.step + 1, **values})
@@ -157,9 +158,17 @@ def _decide(
         return agent.decide(task, generator)
 
 
-def step_candidates(agent: Agent, graph: ChannelGraph, most: int | None) -> int:
-    """Distinct candidates that an agent measures in a step at most, or the most it may."""
-    count = agent.candidates_per_step * (len(graph.groups) if getattr(agent, "measures_layers", False) else 1)
+def step_candidates(agent: Agent, graph: ChannelGraph, most: int | None, layers_a_step: int) -> int:
+    """Distinct candidates that an agent measures in a step at most, or the most it may.
+
+    Args:
+        agent: that decides.
+        graph: of the network.
+        most: candidates a step.
+        layers_a_step: channel groups that have their turn in a step, for agents that go layer by layer.
+    """
+    layers = len(graph.groups) if getattr(agent, "measures_layers", False) else layers_a_step if getattr(agent, "by_layer", False) else 1
+    count = agent.candidates_per_step * layers
     return min(count, most or count)
 
 
