@@ -77,7 +77,7 @@ def test_prune_evaluate_and_report(rlprune, monkeypatch):
     assert "at most 12 candidates (6 a step)" in out
     assert "search step" in err  # a progress bar
     (folder,) = run_dirs()
-    names = "config.yaml log.txt metrics.csv layers.csv pruned result.json table.md table.csv accuracy.png layers.png"
+    names = "config.yaml log.txt metrics.csv layers.csv pruned result.json table.md table.csv accuracy.png layers.png channels.png"
     assert {path.name for path in folder.iterdir()} == set(names.split())
     done = result(folder)
     assert [row["name"] for row in done["rows"]] == ["dense", "dense + same recovery epochs", "pruned 50 %", "recovered 50 %"]

@@ -11,7 +11,7 @@ from torch import nn
 from rlprune.cost import count_params
 from rlprune.files import write_text
 from rlprune.results.final_test import final_test, latency_ms
-from rlprune.results.plots import plot_accuracy, plot_episodes, plot_layers
+from rlprune.results.plots import Bar, plot_accuracy, plot_channels, plot_episodes, plot_layers
 from rlprune.results.record import Clock, History, Identity, Row, environment, write_result
 from rlprune.results.tables import run_table, to_markdown
 from rlprune.setup import Setup
@@ -84,6 +84,7 @@ def finish(
         with clock.phase("plots"):
             plot_accuracy(job.run_dir / "accuracy.png", history.steps, rows)
             plot_layers(job.run_dir / "layers.png", history.layers)
+            plot_channels(job.run_dir / "channels.png", smallest_saved(history))
             if history.episodes:
                 plot_episodes(job.run_dir / "episodes.png", history.episodes)
     table = run_table(rows)
@@ -105,6 +106,14 @@ def finish(
     (job.run_dir / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
     write_result(job.run_dir, result)
     _print(table, rows, history, dense, job)
+
+
+def smallest_saved(history: History) -> dict[str, list[Bar]]:
+    """What the network in `pruned` kept of every group, as a panel; where a bound on the drop ended the search, it is not the last one."""
+    sparsity = next(level["sparsity"] for level in history.levels if level["folder"] == "pruned")
+    step = next(record.step for record in history.steps if record.sparsity == sparsity)
+    dense, kept = ({row["group"]: row["units"] for row in history.layers if row["step"] == wanted} for wanted in (0, step))
+    return {f"{100 * sparsity:.0f} % of the channels removed": [(name, kept[name], units - kept[name]) for name, units in dense.items()]}
 
 
 def _past(history: History | None, dense: Dense | None) -> dict[str, Any]:
@@ -133,6 +142,7 @@ def _print(table: pd.DataFrame, rows: Sequence[Row], history: History | None, de
         if history.stopped:
             why = {"max_minutes": "schedule.max_minutes is over", "max_drop": "it loses more than budget.max_drop"}[history.stopped]
             log.warning("the search stopped behind step %d, as %s; the table shows what it reached", len(history.steps), why)
-        names = [*(f"{level['folder']}/" for level in history.levels), "metrics.csv", "layers.csv", "accuracy.png", "layers.png", *names]
+        plots = ["accuracy.png", "layers.png", "channels.png"]
+        names = [*(f"{level['folder']}/" for level in history.levels), "metrics.csv", "layers.csv", *plots, *names]
         names[-2:-2] = ["episodes.csv", "episodes.png"] if history.episodes else []
     log.info("wrote to %s: %s", job.run_dir, "  ".join(names))

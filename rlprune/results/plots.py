@@ -1,6 +1,6 @@
 """The plots of a run. Colours and line styles that the colour-blind can tell apart (Okabe and Ito)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ from rlprune.files import write_atomically
 from rlprune.results.record import Row, StepRecord
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
+Bar = tuple[str, int, int]
+"""A channel group: its name, units kept, units pruned."""
+BARS_ABREAST = 40  # more are no longer read in one row of panels
 
 
 def plot_accuracy(path: Path, steps: Sequence[StepRecord], rows: Sequence[Row]) -> None:
@@ -57,6 +60,37 @@ def plot_layers(path: Path, layers: Sequence[dict[str, Any]]) -> None:
     axes.set_ylabel("channel group, in network order")
     figure.colorbar(image, ax=axes, label="units removed (%)")
     _save(figure, path)
+
+
+def plot_channels(path: Path, panels: Mapping[str, Sequence[Bar]]) -> None:
+    """Kept and pruned units of every group: panels of stacked bars, by title."""
+    _save(channels_figure(panels), path)
+
+
+def channels_figure(panels: Mapping[str, Sequence[Bar]]) -> Any:
+    """The figure of `plot_channels`: panels of one scale, beside each other where there is room."""
+    from matplotlib.figure import Figure
+
+    places = [max(6, len(bars)) + 0.4 for bars in panels.values()]  # the width of a panel, in bars; its title takes six
+    beside = sum(places) <= BARS_ABREAST
+    rows, columns = (1, len(places)) if beside else (len(places), 1)
+    longest = max(len(name) for bars in panels.values() for name, _, _ in bars)
+    inches = 0.21 * (sum(places) if beside else max(places)) + 0.5 + 0.5 * columns
+    figure = Figure(figsize=(max(5.0, inches), 0.9 + rows * (2.6 + 0.065 * longest)), layout="constrained")
+    all_axes = figure.subplots(rows, columns, sharey=True, squeeze=False, width_ratios=places if beside else None).ravel()
+    for axes, width, (title, bars) in zip(all_axes, places if beside else [max(places)] * rows, panels.items(), strict=True):
+        names, kept, pruned = zip(*bars, strict=True)
+        axes.bar(range(len(bars)), kept, color=COLOURS[0], label="kept")
+        axes.bar(range(len(bars)), pruned, bottom=kept, color=COLOURS[1], label="pruned")
+        axes.set_xticks(range(len(bars)), names, rotation=90, fontsize=8)
+        axes.set_xlim(-0.7, width - 0.7)  # bars of all panels are equally wide
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("channel group, in network order", fontsize=10)
+    figure.supylabel("units of the group", fontsize=10)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    return figure
 
 
 def plot_episodes(path: Path, episodes: Sequence[dict[str, Any]]) -> None:
