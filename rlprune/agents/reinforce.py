@@ -25,13 +25,13 @@ class RLP:
         layer: a layer, or a channel group, by name; for `mode=individual`.
         drop_bound: b, points of accuracy on the search split whose loss makes a reward zero. Where the run has a target it is bisected.
         passes: searches through the network at most that the bisection may take.
-        updates: of the policy of a layer, at most; it ends where all samples of an update agree.
+        updates: of the policy of a layer.
         samples: K, decisions measured for an update.
         baseline: `leave_one_out`, the mean reward of an update's other samples; or `none`.
         policy: what is carried out: the `best` decision that was measured, or the `final` policy's own.
         hidden: widths of the policy's hidden layers.
         lr: its learning rate.
-        initial_keep: probability at the start that a filter is kept.
+        initial_keep: probability at the start that a filter is kept; null: the one that is worth most where all filters have the same.
 
     Raises:
         ValueError: a setting is out of range.
@@ -54,7 +54,7 @@ class RLP:
         policy: Literal["best", "final"],
         hidden: list[int],
         lr: float,
-        initial_keep: float,
+        initial_keep: float | None,
     ) -> None:
         if not 0 < drop_bound < float("inf"):
             raise ValueError(f"drop_bound={drop_bound}: must be > 0 points of accuracy; the paper's are 0.5, 1, 2 and 3")
@@ -144,26 +144,36 @@ class RLP:
                 best, stays = reward, units
             return reward, candidate
 
+        def measure_all(draws: np.ndarray, update: int) -> list[float]:
+            """Rewards of as many draws as may be measured."""
+            measured = [measure(draw) for draw in draws if not task.exhausted]
+            if measured:
+                rewards, outcomes = zip(*measured, strict=True)
+                task.report(
+                    episode=update,
+                    group=group.name,
+                    reward=float(np.mean(rewards)),
+                    best=best,
+                    accuracy=float(np.mean([outcome.accuracy for outcome in outcomes])),
+                    kept=float((draws > 0).sum(1).mean()),
+                    drop_bound=self.drop_bound,
+                )
+            return [reward for reward, _ in measured]
+
+        def mean_reward(draws: np.ndarray) -> float | None:
+            rewards = measure_all(draws, 0)
+            return float(np.mean(rewards)) if len(rewards) == len(draws) else None
+
         if not task.exhausted:
             measure(np.ones(group.num_units))  # all stay
+        if self.learning.initial_keep is None:
+            learner.start(mean_reward)
         for update in range(self.updates):
             draws = learner.sample()
-            measured = [measure(draw) for draw in draws if not task.exhausted]
-            if not measured:
+            rewards = measure_all(draws, update + 1)
+            if len(rewards) < len(draws):
                 break
-            decisions, rewards = draws > 0, [reward for reward, _ in measured]
-            task.report(
-                episode=update + 1,
-                group=group.name,
-                reward=float(np.mean(rewards)),
-                best=best,
-                accuracy=float(np.mean([candidate.accuracy for _, candidate in measured])),
-                kept=float(decisions.sum(1).mean()),
-                drop_bound=self.drop_bound,
-            )
-            if len(measured) < len(draws) or (decisions == decisions[0]).all():
-                break
-            learner.update(decisions, rewards)
+            learner.update(draws > 0, rewards)
         logits = learner.logits()
         if not task.exhausted:
             measure(logits)

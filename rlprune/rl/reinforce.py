@@ -1,7 +1,7 @@
 """A policy over the filters of a layer, and the policy gradient with a leave-one-out baseline (RLP, section 2.1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from rlprune.rl.networks import Perceptron
 
+SURE = 10.0  # samples in which a policy that is as sure as it can be decides once against what it says, on average
+FEW = 27  # elements of a filter
 Baseline = Literal["leave_one_out", "none"]
 
 
@@ -24,7 +26,7 @@ class Learning:
         baseline: what is subtracted from a decision's reward: the mean over the others of the update (`leave_one_out`), or `none`.
         hidden: widths of the policy's hidden layers.
         lr: learning rate (Adam).
-        initial_keep: probability at the start that a filter is kept.
+        initial_keep: probability at the start that a filter is kept; None leaves it to `Reinforce.start`.
 
     Raises:
         ValueError: a number is out of its range.
@@ -34,7 +36,7 @@ class Learning:
     baseline: Baseline
     hidden: Sequence[int]
     lr: float
-    initial_keep: float
+    initial_keep: float | None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -47,28 +49,35 @@ class Learning:
             raise ValueError(f"hidden={list(self.hidden)}: must be widths ≥ 1, such as [64]")
         if self.lr <= 0:
             raise ValueError(f"lr={self.lr}: must be > 0")
-        if not 0 < self.initial_keep < 1:
-            raise ValueError(f"initial_keep={self.initial_keep}: must be in (0, 1)")
+        if self.initial_keep is not None and not 0 < self.initial_keep < 1:
+            raise ValueError(f"initial_keep={self.initial_keep}: must be in (0, 1), or null")
 
 
 class FilterPolicy(nn.Module):
     """π(A | W, θ): filters → the logit of keeping each; the weights θ are shared over the filters.
 
+    No probability comes nearer to 0 or 1 than 1 / (1 + `SURE` · filters), so that some samples always try something else.
+
     Args:
         elements: weights of a filter.
         hidden: widths of the hidden layers.
-        initial_keep: probability near which all filters start.
         generator: of the first weights.
     """
 
-    def __init__(self, elements: int, hidden: Sequence[int], initial_keep: float, generator: torch.Generator) -> None:
+    def __init__(self, elements: int, hidden: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
-        self.body, self.start = Perceptron(elements, hidden, generator), math.log(initial_keep / (1 - initial_keep))
+        self.body, self.start = Perceptron(elements, hidden, generator), 0.0  # the logit near which all filters start
 
     def forward(self, filters: Tensor) -> Tensor:
         """(unit, elements) → logits, (unit,)."""
-        logits: Tensor = self.start + self.body(filters)[:, 0]
+        most = math.log(SURE * len(filters))
+        logits: Tensor = most * torch.tanh((self.start + self.body(filters)[:, 0]) / most)
         return logits
+
+
+def logit(probability: float) -> float:
+    """Of a probability in (0, 1)."""
+    return math.log(probability / (1 - probability))
 
 
 def log_probability(logits: Tensor, decisions: Tensor) -> Tensor:
@@ -109,8 +118,12 @@ class Reinforce:
     def __init__(self, learning: Learning, filters: Tensor, generator: np.random.Generator) -> None:
         self.learning, self.filters, self._generator = learning, filters, generator
         weights = torch.Generator().manual_seed(int(generator.integers(2**63)))
-        self.policy = FilterPolicy(filters.shape[1], learning.hidden, learning.initial_keep, weights)
-        self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning.lr, fused=True)
+        self.policy = FilterPolicy(filters.shape[1], learning.hidden, weights)
+        self.policy.start = logit(0.5 if learning.initial_keep is None else learning.initial_keep)
+        first, *others = self.policy.parameters()
+        # Adam moves each weight alike, so what reads filters of many elements would leap: its steps are those of a filter of 3 × 3 × 3.
+        groups = [{"params": [first], "lr": learning.lr * min(1.0, FEW / filters.shape[1])}, {"params": others, "lr": learning.lr}]
+        self._optimizer = torch.optim.Adam(groups, fused=True)
 
     @torch.inference_mode()
     def logits(self) -> np.ndarray:
@@ -120,19 +133,42 @@ class Reinforce:
 
     def sample(self) -> np.ndarray:
         """K draws of logit + noise, shape (sample, unit): a draw above 0 keeps the unit, which is a decision A ~ π."""
+        return self._draws(self.logits())
+
+    def start(self, mean_reward: Callable[[np.ndarray], float | None]) -> None:
+        """Start where one probability for all filters is worth most, so that learning need not find out how much can go.
+
+        The share that goes is doubled from half a filter to half of all, until decisions are beyond the bound on average.
+
+        Args:
+            mean_reward: draws, as of `sample` → the mean of their rewards; None ends it.
+        """
+        best, removed = -np.inf, 0.5 / len(self.filters)
+        while removed <= 0.5:
+            worth = mean_reward(self._draws(np.full(len(self.filters), logit(1 - removed))))
+            if worth is None or worth <= 0:
+                return
+            if worth > best:
+                best, self.policy.start = worth, logit(1 - removed)
+            removed *= 2
+
+    def _draws(self, logits: np.ndarray) -> np.ndarray:
         uniform = np.clip(self._generator.random((self.learning.samples, len(self.filters))), 1e-12, 1 - 1e-12)
-        draws: np.ndarray = self.logits() + np.log(uniform) - np.log1p(-uniform)
+        draws: np.ndarray = logits + np.log(uniform) - np.log1p(-uniform)
         return draws
 
     def update(self, decisions: np.ndarray, rewards: Sequence[float]) -> None:
-        """One step along the estimate of ∇E[R].
+        """One step along the estimate of ∇E[R], whose length does not depend on how far apart the rewards are.
+
+        They lie orders of magnitude apart at first, where most decisions are beyond the bound, and hundredths at the end.
 
         Args:
             decisions: what the policy drew, True for keep, (sample, unit).
             rewards: theirs.
         """
         drawn, scores = torch.from_numpy(decisions.astype(np.float32)), torch.tensor(rewards, dtype=torch.float32)
-        loss = surrogate(self.policy(self.filters), drawn, scores, self.learning.baseline)
+        scale = float(advantages(scores, self.learning.baseline).square().mean().sqrt())
+        loss = surrogate(self.policy(self.filters), drawn, scores, self.learning.baseline) / (scale or 1.0)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
