@@ -132,7 +132,7 @@ class StepTask(Protocol):
 
     def evaluate_counts(self, counts: np.ndarray) -> Outcome: ...  # noqa: D102
 
-    def evaluate_keep(self, keep: Mapping[str, np.ndarray]) -> Outcome: ...  # noqa: D102
+    def evaluate_keep(self, keep: Mapping[str, np.ndarray], *, among: str | None = None) -> Outcome: ...  # noqa: D102
 
     def evaluate_ranking(self, scores: Sequence[np.ndarray], *, within: bool = False) -> Outcome: ...  # noqa: D102
 

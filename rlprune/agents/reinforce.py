@@ -138,7 +138,7 @@ class RLP:
         def measure(draw: np.ndarray) -> tuple[float, Any]:
             nonlocal best, stays
             units = kept_units(draw, allowed)
-            candidate = task.evaluate_keep({**decided, group.name: units})
+            candidate = task.evaluate_keep({**decided, group.name: units}, among=group.name)
             reward = self.reward(100 * (task.dense_accuracy - candidate.accuracy), group.num_units, len(units))
             if reward > best:
                 best, stays = reward, units

@@ -241,6 +241,7 @@ class PruneJob:
             finetune=FineTuning(self.setup, self.recovery, seed),
             example=self.setup.example(),
             execution=execution,
+            alike=None if batches else evaluator.alike,
         )
 
     def _scorer(self) -> Any:

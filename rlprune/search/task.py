@@ -22,6 +22,7 @@ from rlprune.search.limits import Goal, Room
 from rlprune.search.schedule import Size
 
 log = logging.getLogger(__name__)
+Measure = Callable[[nn.Module], float]
 Reward = Callable[..., float]
 """Called with accuracy, flops_ratio and params_ratio by name, all fractions."""
 
@@ -126,7 +127,7 @@ def no_finetuning(network: nn.Module, finetuning: Finetuning, phase: str) -> Non
 class Environment:
     """What stays the same over all steps of a search."""
 
-    measure: Callable[[nn.Module], float]  # accuracy on the search split
+    measure: Measure  # accuracy on the search split
     reward: Reward
     score: Callable[[nn.Module, ChannelGraph], dict[str, Tensor]]  # criterion on the calibration images
     dense: Size
@@ -138,6 +139,7 @@ class Environment:
     finetune: Callable[[nn.Module, Finetuning, str], None] = no_finetuning  # trains a network of an episode in place, in a named phase
     example: Tensor | None = None  # images, as the network takes them
     execution: str = "sliced"  # how candidates are run: a key of MULTIPLES
+    alike: Callable[[Iterable[str]], Measure] | None = None  # by names of tensors: measures networks that differ in these alone
 
 
 def _digest(arrays: Iterable[np.ndarray]) -> bytes:
@@ -166,6 +168,7 @@ class Task:
         self.room = Room(graph, [environment.kept_counts[group.name] for group in graph.groups])
         self._cache: dict[tuple[int, ...] | bytes, float] = {}  # accuracy alone: VGG-16's kept units, ten thousand times, fill a gigabyte
         self._slicer: Slicer | None = None
+        self._shared: tuple[bytes, Measure] | None = None  # what tells the candidates that share work, and how they are measured
 
     @property
     def goal(self) -> Goal:
@@ -254,15 +257,21 @@ class Task:
         removed = counts * self.room.weights
         return self._evaluate(removed / max(1, removed.sum()), counts, self.carry)
 
-    def evaluate_keep(self, keep: Mapping[str, np.ndarray]) -> Candidate:
-        """Measure the network with only these units of each group that is named, ascending; the others stay whole."""
+    def evaluate_keep(self, keep: Mapping[str, np.ndarray], *, among: str | None = None) -> Candidate:
+        """Measure the network with only these units of each group that is named, ascending; the others stay whole.
+
+        Args:
+            keep: units by group.
+            among: a group in which alone many candidates differ that are measured one after another: what comes before it is computed once.
+        """
         orders = [np.arange(group.num_units) for group in self.graph.groups]
         for index, group in enumerate(self.graph.groups):
             if group.name in keep:
                 orders[index] = np.concatenate([np.setdiff1d(orders[index], keep[group.name]), keep[group.name]])
         counts = self.graph.counts(keep)
         removed = counts * self.room.weights
-        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry, orders)
+        measure = None if among is None else self._measure_among(among, keep)
+        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry, orders, measure)
 
     def evaluate_ranking(self, scores: Sequence[np.ndarray], *, within: bool = False) -> Candidate:
         """Measure what goes when the units of all groups stand in one ranking, lowest first.
@@ -320,7 +329,14 @@ class Task:
             group.name: np.sort(order[count:]) for group, order, count in zip(self.graph.groups, rankings, counts.tolist(), strict=True)
         }
 
-    def _evaluate(self, action: np.ndarray, counts: np.ndarray, carry: np.ndarray, orders: Sequence[np.ndarray] | None = None) -> Candidate:
+    def _evaluate(
+        self,
+        action: np.ndarray,
+        counts: np.ndarray,
+        carry: np.ndarray,
+        orders: Sequence[np.ndarray] | None = None,
+        measure: Measure | None = None,
+    ) -> Candidate:
         keep = self.keep(counts, orders)
         key = tuple(counts.tolist()) if orders is None else _digest(keep.values())
         if key in self._cache:
@@ -329,8 +345,20 @@ class Task:
             if self._slicer is None:
                 self._slicer = Slicer(self.network, self.graph, multiple=MULTIPLES[self.environment.execution])
             subject = [counts] if orders is None else list(keep.values())
-            self._cache[key] = self.environment.ledger.accuracy(subject, partial(self._accuracy, self._slicer, keep))
+            accuracy = partial(self._accuracy, self._slicer, keep, measure or self.environment.measure)
+            self._cache[key] = self.environment.ledger.accuracy(subject, accuracy)
         return self._candidate(action, counts, keep, carry, self._cache[key])
+
+    def _measure_among(self, name: str, keep: Mapping[str, np.ndarray]) -> Measure | None:
+        """How candidates are measured that differ in this group alone, as long as they do."""
+        if self.environment.alike is None:
+            return None
+        key = _digest(keep[other] for other in sorted(keep) if other != name) + name.encode()
+        if self._shared is None or self._shared[0] != key:
+            self._shared = None  # it may hold a lot of memory
+            group = next(group for group in self.graph.groups if group.name == name)
+            self._shared = key, self.environment.alike({member.tensor for member in group.members})
+        return self._shared[1]
 
     def _candidate(
         self, action: np.ndarray, counts: np.ndarray, keep: dict[str, np.ndarray], carry: np.ndarray, accuracy: float
@@ -338,7 +366,7 @@ class Task:
         macs, params = self.graph.cost.macs(counts), self.graph.cost.params(counts)
         return Candidate(action, counts, keep, carry, accuracy, macs, params, self.worth(accuracy, counts))
 
-    def _accuracy(self, slicer: Slicer, keep: dict[str, np.ndarray]) -> float:
+    def _accuracy(self, slicer: Slicer, keep: dict[str, np.ndarray], measure: Measure) -> float:
         network = slicer(keep)
         self.environment.refresh(network)
-        return self.environment.measure(self.environment.prepare(network))
+        return measure(self.environment.prepare(network))

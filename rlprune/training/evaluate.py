@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from rlprune.data.base import Images, Normalization, Pictures
 from rlprune.data.files import ImageFiles
 from rlprune.training.execution import Execution
 from rlprune.training.merged import Pair, merged
+from rlprune.training.prefix import Prefix
 
 log = logging.getLogger(__name__)
 BATCH = {"cpu": 256, "cuda": 512}  # maps of more images leave a CPU's caches: small networks run 1.05 to 1.45 times slower in 512
@@ -78,29 +79,60 @@ class Evaluator:
         images = self.images.subset(np.arange(count))
         return Evaluator(images, self.normalization, self.execution, batch_size=self.batch_size, pairs=self.pairs)
 
-    def accuracy(self, model: nn.Module) -> Accuracy:
-        """Top-1 and top-5 of a network in eval mode."""
+    def accuracy(self, model: nn.Module, prefix: Prefix | None = None) -> Accuracy:
+        """Top-1 and top-5 of a network in eval mode.
+
+        Args:
+            model: any network.
+            prefix: what it shares with networks that were measured before, so that only the rest is computed; the result is the same.
+        """
         model.eval()
         model.to(memory_format=self.execution.memory_format(model, training=False))
         while True:
             try:
                 with merged(model, self.pairs):
-                    return self._accuracy(model)
+                    return self._accuracy(model, prefix)
             except torch.OutOfMemoryError:
+                if prefix is not None and not prefix.reason:  # what it keeps may be what is too much
+                    prefix.give_up("out of memory")
+                    continue
                 if self.batch_size == 1:
                     raise
                 self.batch_size //= 2
                 self._resident = None
                 log.warning("out of memory on %s: evaluating in batches of %d from now on", self.execution.device, self.batch_size)
 
-    @torch.inference_mode()
-    def _accuracy(self, model: nn.Module) -> Accuracy:
+    def alike(self, tensors: Iterable[str]) -> Callable[[nn.Module], float]:
+        """Top-1 of networks that differ in these parameters and buffers alone, given by name: what comes before them is computed once."""
+        prefix = Prefix(tensors)
+        return lambda model: self.accuracy(model, prefix).top1
+
+    def _accuracy(self, model: nn.Module, prefix: Prefix | None) -> Accuracy:
         memory_format = self.execution.memory_format(model, training=False)
+
+        def run(images: Tensor) -> Tensor:
+            with self.execution.autocast():
+                logits: Tensor = model(images.contiguous(memory_format=memory_format))
+            return logits
+
+        with torch.inference_mode(False), torch.no_grad():  # images that stay must not be marked as those of inference mode
+            batches = self._batches()
+            if prefix is not None and not prefix.reason and isinstance(batches, list):
+                try:
+                    return self._count(prefix.logits(model, run, batches))
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:  # the network's own code, met with tensors that hold nothing, may raise anything
+                    prefix.give_up(str(error).partition("\n")[0] or type(error).__name__)
+                    log.debug("what comes before a group is computed for every network: %s", prefix.reason)
+        with torch.inference_mode():
+            return self._count((run(images), labels) for images, labels in batches)
+
+    def _count(self, answers: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
+        """Correct ones among logits and labels, batch after batch."""
         first = torch.zeros((), dtype=torch.long, device=self.execution.device)
         five = torch.zeros_like(first)
-        for images, labels in self._batches():
-            with self.execution.autocast():
-                logits = model(images.contiguous(memory_format=memory_format))
+        for logits, labels in answers:
             ranked = logits.float().topk(min(5, logits.shape[1])).indices
             hits = (ranked == labels[:, None]) & torch.isfinite(logits).all(1, keepdim=True)  # what is not finite ranks nothing
             first += hits[:, 0].sum()
