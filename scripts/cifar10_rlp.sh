@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# RLP on CIFAR-10 in an image folder, in what a CPU can do: VGG-16 with one linear layer and ResNet-18 at a quarter of their widths, a
-# policy for every layer, the paper's four drop bounds. Beside each run two with the same widths and the same fine-tuning, whose units were
+# RLP on CIFAR-10 in an image folder, in what a CPU can do: VGG-16 with one linear layer at a quarter of its width and ResNet-18 at an
+# eighth, a policy for every layer, an epoch of fine-tuning behind each and two at the end, the paper's four drop bounds. Beside each run two with the same widths and the same fine-tuning, whose units were
 # drawn at random or have the largest L1 norms. Then VGG-16's layers one by one, for the figure of kept and pruned channels.
 # usage: scripts/cifar10_rlp.sh FOLDER vgg16|resnet18 [key=value ...]     FOLDER holds train/<class>/ and test/<class>/
 # A run that was killed goes on where it was, and one that is done is passed over: start the same line again.
@@ -10,12 +10,12 @@ model=${2:?usage: $0 FOLDER vgg16|resnet18 [key=value ...]}
 shift 2
 folder=outputs/cifar10_rlp
 case $model in
-  vgg16) network=(model=vgg16 model.classifier=slim training.epochs=16) ;;
-  resnet18) network=(model=resnet18 training.epochs=12) ;;
+  vgg16) network=(model=vgg16 model.classifier=slim model.width=0.25 training.epochs=16) ;;
+  resnet18) network=(model=resnet18 model.width=0.125 training.epochs=16) ;;
   *) echo "$0: $model: vgg16 or resnet18" >&2; exit 2 ;;
 esac
-common=("${network[@]}" model.width=0.25 dataset=imagefolder "dataset.root=$root" training=cifar dense_seed=0 recovery=finetune
-  recovery.batch_size=128 recovery.optimizer.lr=0.05 recovery.control=false resume=true)
+common=("${network[@]}" dataset=imagefolder "dataset.root=$root" training=cifar dense_seed=0 recovery=finetune
+  recovery.final_epochs=2 recovery.batch_size=128 recovery.optimizer.lr=0.02 recovery.control=false resume=true)
 for bound in 1 3 2 0.5; do
   run=$folder/$model-$bound
   control=$([ "$bound" = 1 ] && echo true || echo false) # the same epochs for all bounds
