@@ -29,6 +29,7 @@ if [ "$model" = vgg16 ]; then
     rlprune prune "${common[@]}" agent=reinforce agent.drop_bound=1 agent.updates=30 agent.mode=individual "agent.layer=features.$layer" \
       recovery=none "paths.run=$folder/layer-$layer" "$@"
   done
+  rlprune prune "${common[@]}" agent=reinforce agent.drop_bound=1 agent.updates=30 agent.reward_gains=false "paths.run=$folder/vgg16-1-nogains" "$@"
   python scripts/channels_figure.py "$folder/channels.png" --individual $folder/layer-* --entire "$folder/vgg16-1"
 fi
 rlprune report runs="$folder/*"

@@ -24,6 +24,8 @@ class RLP:
         mode: `entire` prunes all channel groups, from low to high; `individual` prunes that of `layer` alone.
         layer: a layer, or a channel group, by name; for `mode=individual`.
         drop_bound: b, points of accuracy on the search split whose loss makes a reward zero. Where the run has a target it is bisected.
+        reward_gains: whether accuracy above the dense network's raises a reward, as in the paper. Otherwise φ ≤ 1: what a search split of
+            some thousand images gains by chance is then worth nothing.
         passes: searches through the network at most that the bisection may take.
         updates: of the policy of a layer.
         samples: K, decisions measured for an update.
@@ -47,6 +49,7 @@ class RLP:
         mode: Literal["individual", "entire"],
         layer: str | None,
         drop_bound: float,
+        reward_gains: bool,
         passes: int,
         updates: int,
         samples: int,
@@ -66,6 +69,7 @@ class RLP:
             if count < 1:
                 raise ValueError(f"{name}={count}: must be ≥ 1")
         self.learning = Learning(samples, baseline, hidden, lr, initial_keep)
+        self.reward_gains = reward_gains
         self.layer, self.drop_bound, self.passes, self.updates, self.policy = layer, drop_bound, passes, updates, policy
         self.candidates_per_step = updates * samples + 2  # a layer: also all of it, and the final policy
         self._keep_probability: dict[str, list[float]] = {}  # of the units that are left of decided groups
@@ -118,7 +122,8 @@ class RLP:
             units: N, of the group.
             kept: C, of them.
         """
-        return (1 - drop / self.drop_bound) * units / kept
+        phi = 1 - drop / self.drop_bound
+        return (phi if self.reward_gains else min(phi, 1.0)) * units / kept
 
     # -- one layer -------------------------------------------------------------------------------------------------------------------
 

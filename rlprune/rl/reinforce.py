@@ -56,22 +56,25 @@ class Learning:
 class FilterPolicy(nn.Module):
     """π(A | W, θ): filters → the logit of keeping each; the weights θ are shared over the filters.
 
-    No probability comes nearer to 0 or 1 than 1 / (1 + `SURE` · filters), so that some samples always try something else.
+    A logit is a level that all filters have in common, and what a network reads in the filter, less its mean over the filters: what is
+    learned of one filter need not carry the others along. No probability comes nearer to 0 or 1 than 1 / (1 + `SURE` · filters), so that
+    some samples always try something else.
 
     Args:
         elements: weights of a filter.
         hidden: widths of the hidden layers.
+        level: at the start.
         generator: of the first weights.
     """
 
-    def __init__(self, elements: int, hidden: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(self, elements: int, hidden: Sequence[int], level: float, generator: torch.Generator) -> None:
         super().__init__()
-        self.body, self.start = Perceptron(elements, hidden, generator), 0.0  # the logit near which all filters start
+        self.body, self.level = Perceptron(elements, hidden, generator), nn.Parameter(torch.tensor(level))
 
     def forward(self, filters: Tensor) -> Tensor:
         """(unit, elements) → logits, (unit,)."""
-        most = math.log(SURE * len(filters))
-        logits: Tensor = most * torch.tanh((self.start + self.body(filters)[:, 0]) / most)
+        most, read = math.log(SURE * len(filters)), self.body(filters)[:, 0]
+        logits: Tensor = most * torch.tanh((self.level + read - read.mean()) / most)
         return logits
 
 
@@ -118,9 +121,10 @@ class Reinforce:
     def __init__(self, learning: Learning, filters: Tensor, generator: np.random.Generator) -> None:
         self.learning, self.filters, self._generator = learning, filters, generator
         weights = torch.Generator().manual_seed(int(generator.integers(2**63)))
-        self.policy = FilterPolicy(filters.shape[1], learning.hidden, weights)
-        self.policy.start = logit(0.5 if learning.initial_keep is None else learning.initial_keep)
-        first, *others = self.policy.parameters()
+        level = logit(1 - 0.5 / len(filters) if learning.initial_keep is None else learning.initial_keep)
+        self.policy = FilterPolicy(filters.shape[1], learning.hidden, level, weights)
+        first = self.policy.body.layers[0].weight
+        others = [parameter for parameter in self.policy.parameters() if parameter is not first]
         # Adam moves each weight alike, so what reads filters of many elements would leap: its steps are those of a filter of 3 × 3 × 3.
         groups = [{"params": [first], "lr": learning.lr * min(1.0, FEW / filters.shape[1])}, {"params": others, "lr": learning.lr}]
         self._optimizer = torch.optim.Adam(groups, fused=True)
@@ -149,7 +153,8 @@ class Reinforce:
             if worth is None or worth <= 0:
                 return
             if worth > best:
-                best, self.policy.start = worth, logit(1 - removed)
+                best = worth
+                nn.init.constant_(self.policy.level, logit(1 - removed))
             removed *= 2
 
     def _draws(self, logits: np.ndarray) -> np.ndarray:
