@@ -59,7 +59,7 @@ class RLP:
         lr: float,
         initial_keep: float | None,
     ) -> None:
-        if not 0 < drop_bound < float("inf"):
+        if not drop_bound > 0:
             raise ValueError(f"drop_bound={drop_bound}: must be > 0 points of accuracy; the paper's are 0.5, 1, 2 and 3")
         if mode == "individual" and layer is None:
             raise ValueError("layer=null: mode=individual prunes one layer; name it (rlprune inspect lists them), or take mode=entire")

@@ -37,6 +37,17 @@ class Pass:
     search_seconds: float
     recovery_seconds: float
 
+    def facts(self) -> dict[str, Any]:
+        """For result.json, where what differs from run to run is named `seconds`."""
+        seconds = {"search": self.search_seconds, "recovery": self.recovery_seconds}
+        return {
+            "drop_bound": self.bound,
+            "excess": self.excess,
+            "complete": self.complete,
+            "candidates": self.candidates,
+            "seconds": seconds,
+        }
+
 
 class Bisection:
     """The passes so far, kept in a file, and what to try next.

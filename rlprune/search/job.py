@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class PruneJob:
                 "execution": execution,
                 "targets": self._targets(state, environment.dense),
                 "units_chosen_by": self._units_chosen_by,
-                **({"passes": list(map(asdict, passes)), "drop_bound": getattr(self.agent, "drop_bound", None)} if passes else {}),
+                **({"passes": [entry.facts() for entry in passes]} if passes else {}),
             },
         )
         forget_states(states)
