@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from rlprune.agents.base import Agent, Finetuning
+from rlprune.agents.base import Agent
 from rlprune.criteria.base import Criterion
 from rlprune.data.base import sample
 from rlprune.errors import UserError
@@ -26,6 +26,7 @@ from rlprune.results.record import Clock, Identity, write_episodes, write_steps
 from rlprune.results.tables import CONTROL
 from rlprune.search.bisection import Pass, bisected_search, forget_passes, seconds_of_passes
 from rlprune.search.execution import choose_execution
+from rlprune.search.forecast import Forecast
 from rlprune.search.limits import Limits, Room
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
@@ -37,7 +38,7 @@ from rlprune.skeleton import BudgetConfig, ScheduleConfig, SearchConfig
 from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.merged import mergeable
-from rlprune.training.recover import Recovery, epoch_seconds, recover
+from rlprune.training.recover import Recovery, recover
 from rlprune.training.refresh import BriefRecovery, FineTuning, Recalibration
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,15 @@ class PruneJob:
         if not self._begun:
             self._begun = True
             self._set_deadline(environment.ledger, state, seconds_of_passes(folder.parent))
-            self._announce(state, environment, plan, images)
+            forecast = Forecast(self.setup, self.recovery, self.agent, self.identity.seed)
+            forecast.announce(
+                state,
+                environment,
+                plan,
+                images=images,
+                per_step=self._candidates_per_step(state.graph, plan, environment.kept_counts),
+                max_minutes=self.schedule.max_minutes,
+            )
         return state
 
     # -- before the search ---------------------------------------------------------------------------------------------------------
@@ -256,43 +265,6 @@ class PruneJob:
         if self.schedule.max_minutes is not None:
             spent = before + sum(record.search_seconds + record.recovery_seconds for record in state.history.steps)
             ledger.deadline = time.monotonic() + 60 * self.schedule.max_minutes - spent
-
-    def _announce(self, state: SearchState, environment: Environment, plan: Schedule, images: int) -> None:
-        """Say how long it will take, from seconds measured on the network as it is."""
-        trial = copy.deepcopy(state.network)
-        environment.measure(trial)  # warms up
-        start = time.perf_counter()
-        environment.refresh(trial)
-        environment.measure(environment.prepare(trial))
-        one = time.perf_counter() - start + self._finetuning_seconds(state)
-        ahead = range(state.step + 1, plan.steps + 1)
-        epochs = sum(self.recovery.final_epochs if plan.saves(step) else self.recovery.epochs for step in ahead if plan.recovers(step))
-        epochs *= 1 + self.recovery.control
-        epoch = self._epoch_seconds(state, self.recovery) if epochs else 0.0
-        per_step = self._candidates_per_step(state.graph, plan, environment.kept_counts)
-        candidates = per_step * len(ahead)
-        limit = "" if self.schedule.max_minutes is None else f"; the search ends after {self.schedule.max_minutes:g} min at the latest"
-        log.info(
-            "%s: at most %d candidates (%d a step) on %d images, %.3f s each: %.1f min; recovery: %d epochs of %.1f s: %.1f min; "
-            "expected: %.1f min%s",
-            f"resuming behind step {state.step}" if state.step else "search", candidates, per_step, images, one,
-            candidates * one / 60, epochs, epoch, epochs * epoch / 60, (candidates * one + epochs * epoch) / 60, limit,
-        )  # fmt: skip
-
-    def _epoch_seconds(self, state: SearchState, recovery: Recovery) -> float:
-        network, setup = copy.deepcopy(state.network), self.setup
-        return epoch_seconds(
-            network, state.teacher, setup.splits, recovery=recovery, execution=setup.execution, seed=self.identity.seed
-        )  # fmt: skip
-
-    def _finetuning_seconds(self, state: SearchState) -> float:
-        """What an agent that fine-tunes candidates spends on one, measured on two batches."""
-        finetuning: Finetuning | None = getattr(self.agent, "finetuning", None)
-        if finetuning is None or finetuning.batches == 0:
-            return 0.0
-        whole, images = self._epoch_seconds(state, replace(self.recovery, rho=0.0)), len(self.setup.splits.train)
-        share = 1.0 if finetuning.batches is None else min(1.0, finetuning.batches * self.recovery.batch_size / images)
-        return finetuning.epochs * share * whole
 
     # -- during the search ---------------------------------------------------------------------------------------------------------
 
