@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # RLP on CIFAR-10 in an image folder, in what a CPU can do: VGG-16 with one linear layer at a quarter of its width and ResNet-18 at an
-# eighth, a policy for every layer, an epoch of fine-tuning behind each (ResNet-18: every second) and two at the end, the paper's bounds. Beside each run two with the same widths and the same fine-tuning, whose units were
-# drawn at random or have the largest L1 norms. Then VGG-16's layers one by one, for the figure of kept and pruned channels.
+# eighth, a policy for every layer, an epoch of fine-tuning behind each (ResNet-18: behind every second) and two at the end, the paper's
+# four drop bounds. Beside each run two with the same widths and the same fine-tuning, whose units were drawn at random or have the
+# largest L1 norms. Then VGG-16's layers one by one, for the figure of kept and pruned channels.
 # usage: scripts/cifar10_rlp.sh FOLDER vgg16|resnet18 [key=value ...]     FOLDER holds train/<class>/ and test/<class>/
 # A run that was killed goes on where it was, and one that is done is passed over: start the same line again.
 set -euo pipefail

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import last_line
 
+from rlprune.search import job
 from rlprune.search.bisection import CLOSEST, TOLERANCE, WIDEST, Bisection, Pass, seconds_of_passes
 from rlprune.search.limits import Goal
 from rlprune.search.task import Ledger
@@ -190,6 +191,29 @@ def test_a_killed_bisection_goes_on_to_the_same_end(rlprune, monkeypatch, at):
     assert plan(killed)["keep"] == plan(whole)["keep"]
     for name in ("episodes", "layers"):
         pd.testing.assert_frame_equal(pd.read_csv(killed / f"{name}.csv"), pd.read_csv(whole / f"{name}.csv"))
+
+
+@pytest.mark.parametrize("damage", ["none", "newest", "all"])
+def test_a_run_killed_behind_its_last_step_goes_on_to_the_same_end(rlprune, monkeypatch, damage):
+    line = (*RLP, "budget.macs=0.6", "agent.passes=2")
+    assert rlprune(*line, "paths.run=outputs/whole")[0] == 0
+    finish = job.finish
+
+    def interrupted(*arguments, **settings):
+        monkeypatch.setattr(job, "finish", finish)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "finish", interrupted)
+    assert rlprune(*line, "paths.run=outputs/killed")[0] == 130
+    (last,) = Path("outputs/killed/checkpoint").glob("pass-*/step-0003.safetensors")
+    for path in [] if damage == "none" else [last] if damage == "newest" else last.parent.glob("step-*"):
+        path.write_bytes(b"damaged")
+    assert rlprune(*line, "paths.run=outputs/killed")[0] == 0
+    whole, killed = Path("outputs/whole"), Path("outputs/killed")
+    assert plan(killed) == plan(whole)
+    assert result(killed)["rows"][-1]["top1"] == result(whole)["rows"][-1]["top1"]
+    if damage == "none":
+        assert metrics(result(killed)) == metrics(result(whole))
 
 
 def test_when_the_time_is_over_the_bisection_ends_with_what_it_has(rlprune, monkeypatch):

@@ -147,17 +147,21 @@ def bisected_search(
             )
         )
         log.info("pass %d: %+.1f %% from the target", len(search.passes), 100 * search.passes[-1].excess)
+    chosen = search.passes[search.chosen]
     state = load(_folder(folder, search.chosen))
-    agent.drop_bound = search.passes[search.chosen].bound
-    ledger.distinct, ledger.repeated = search.passes[-1].candidates, search.passes[-1].repeated
-    log.info("going on with pass %d, agent.drop_bound=%.4g", search.chosen + 1, agent.drop_bound)
-    if abs(search.passes[search.chosen].excess) > TOLERANCE:
-        log.warning(
-            "the bound alone leaves a network %+.1f %% from the target; what is too large loses the units least worth keeping",
-            100 * search.passes[search.chosen].excess,
-        )
-    state.step, state.history.stopped = last, ""
-    run(state, _folder(folder, search.chosen), None)
+    agent.drop_bound = chosen.bound
+    if state.step < schedule.steps:
+        log.info("going on with pass %d, agent.drop_bound=%.4g", search.chosen + 1, chosen.bound)
+        if abs(chosen.excess) > TOLERANCE:
+            log.warning(
+                "the bound alone leaves a network %+.1f %% from the target; what is too large loses the units least worth keeping",
+                100 * chosen.excess,
+            )
+        if chosen.complete:  # its newest state may be damaged
+            run(state, _folder(folder, search.chosen), last)
+        ledger.distinct, ledger.repeated = search.passes[-1].candidates, search.passes[-1].repeated
+        state.step, state.history.stopped = last, ""
+        run(state, _folder(folder, search.chosen), None)
     if not search.passes[-1].complete or (search.next_bound() is not None and ledger.expired):
         state.history.stopped = "max_minutes"
     return state, search.passes

@@ -137,6 +137,7 @@ class PruneJob:
         if not self.resume:
             forget_passes(states)
         if plan.bisected:
+            self._set_deadline(environment.ledger, seconds_of_passes(states))
             return bisected_search(states, agent=self.agent, schedule=plan, ledger=environment.ledger, load=load, run=run)
         return run(load(states), states, None), []
 
@@ -151,7 +152,8 @@ class PruneJob:
             state = start_state(dense, graph, environment.measure(dense))
         if not self._begun:
             self._begun = True
-            self._set_deadline(environment.ledger, state, seconds_of_passes(folder.parent))
+            spent = sum(record.search_seconds + record.recovery_seconds for record in state.history.steps)
+            self._set_deadline(environment.ledger, spent + seconds_of_passes(folder.parent))
             forecast = Forecast(self.setup, self.recovery, self.agent, self.identity.seed)
             forecast.announce(
                 state,
@@ -261,9 +263,8 @@ class PruneJob:
         images = self.setup.splits.normalization(calibration.pixels)
         return lambda network, graph: self.criterion.scores(network, graph, images, calibration.labels)
 
-    def _set_deadline(self, ledger: Ledger, state: SearchState, before: float) -> None:
+    def _set_deadline(self, ledger: Ledger, spent: float) -> None:
         if self.schedule.max_minutes is not None:
-            spent = before + sum(record.search_seconds + record.recovery_seconds for record in state.history.steps)
             ledger.deadline = time.monotonic() + 60 * self.schedule.max_minutes - spent
 
     # -- during the search ---------------------------------------------------------------------------------------------------------
