@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# RLP on CIFAR-10 in an image folder, in what a CPU can do: VGG-16 with one linear layer at a quarter of its width and ResNet-18 at an
-# eighth, a policy for every layer, an epoch of fine-tuning behind each (ResNet-18: behind every second) and two at the end, the paper's
+# RLP on CIFAR-10 in an image folder, in what a CPU can do: VGG-16 with one linear layer and ResNet-18, both at an
+# eighth of their widths, a policy for every layer, an epoch of fine-tuning behind each (ResNet-18: behind every second) and two at the end, the paper's
 # four drop bounds. Beside each run two with the same widths and the same fine-tuning, whose units were drawn at random or have the
 # largest L1 norms. Then VGG-16's layers one by one, for the figure of kept and pruned channels.
 # usage: scripts/cifar10_rlp.sh FOLDER vgg16|resnet18 [key=value ...]     FOLDER holds train/<class>/ and test/<class>/
@@ -11,7 +11,7 @@ model=${2:?usage: $0 FOLDER vgg16|resnet18 [key=value ...]}
 shift 2
 folder=outputs/cifar10_rlp
 case $model in
-  vgg16) network=(model=vgg16 model.classifier=slim model.width=0.25 training.epochs=16) ;;
+  vgg16) network=(model=vgg16 model.classifier=slim model.width=0.125 training.epochs=16) ;;
   resnet18) network=(model=resnet18 model.width=0.125 training.epochs=16 schedule.steps=6) ;; # two channel groups a step
   *) echo "$0: $model: vgg16 or resnet18" >&2; exit 2 ;;
 esac
