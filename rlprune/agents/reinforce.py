@@ -12,7 +12,7 @@ from rlprune.agents.base import StepTask
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph
 from rlprune.graph.filters import unit_filters
-from rlprune.rl.reinforce import Baseline, Learning, Reinforce
+from rlprune.rl.reinforce import STARTS, Baseline, Learning, Reinforce
 
 Keep = dict[str, np.ndarray]
 
@@ -71,7 +71,7 @@ class RLP:
         self.learning = Learning(samples, baseline, hidden, lr, initial_keep)
         self.reward_gains = reward_gains
         self.layer, self.drop_bound, self.passes, self.updates, self.policy = layer, drop_bound, passes, updates, policy
-        self.candidates_per_step = updates * samples + 2  # a layer: also all of it, and the final policy
+        self.candidates_per_step = samples * (STARTS + updates) + 2  # a layer; also all of it, and the final policy's decision
         self._keep_probability: dict[str, list[float]] = {}  # of the units that are left of decided groups
 
     def groups(self, graph: ChannelGraph) -> list[str]:
@@ -84,8 +84,8 @@ class RLP:
         if self.layer is None:
             return names
         found = [group.name for group in graph.groups if self.layer in (group.name, *group.layers)]
-        if found:
-            return found[:1]
+        if found:  # several, where a layer's channels part ways
+            return found
         frozen = next((frozen for frozen in graph.frozen if frozen.layer == self.layer), None)
         if frozen is not None:
             raise UserError(f"agent.layer={self.layer}: its channels are kept ({frozen.reason}); choose from {', '.join(names)}")
@@ -99,9 +99,9 @@ class RLP:
             return task.evaluate_ranking(self._ranking(task.graph), within=True)
         keep: Keep = {}
         for index in task.turn:
-            name = task.graph.groups[index].name
-            keep[name], logits = self._decide_layer(task, int(index), keep, generator)
-            self._keep_probability[name] = (1 / (1 + np.exp(-logits[keep[name]]))).tolist()
+            layer = _Layer(self, task, int(index), keep)
+            keep[layer.name], logits = layer.decide(Reinforce(self.learning, layer.filters, generator))
+            self._keep_probability[layer.name] = (1 / (1 + np.exp(-logits[keep[layer.name]]))).tolist()
         return task.evaluate_keep(keep)
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,68 +125,75 @@ class RLP:
         phi = 1 - drop / self.drop_bound
         return (phi if self.reward_gains else min(phi, 1.0)) * units / kept
 
-    # -- one layer -------------------------------------------------------------------------------------------------------------------
+    def _ranking(self, graph: ChannelGraph) -> list[np.ndarray]:
+        """Keep probabilities of all units, group after group; groups that were not decided on are kept longest."""
+        return [np.array(self._keep_probability.get(group.name, [1.0] * group.num_units)) for group in graph.groups]
 
-    def _decide_layer(self, task: StepTask, index: int, decided: Keep, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Units of a group that stay, and the policy's logits for all of them, shape (unit,).
 
-        Args:
-            task: the pruning step.
-            index: of the group.
-            decided: units that stay of groups before it.
-            generator: of all draws.
-        """
-        group, allowed = task.graph.groups[index], task.kept_counts(index)
-        learner = Reinforce(self.learning, unit_filters(task.network, group), generator)
-        best, stays = -np.inf, np.arange(group.num_units)
+class _Layer:
+    """The search for one group's decision.
 
-        def measure(draw: np.ndarray) -> tuple[float, Any]:
-            nonlocal best, stays
-            units = kept_units(draw, allowed)
-            candidate = task.evaluate_keep({**decided, group.name: units}, among=group.name)
-            reward = self.reward(100 * (task.dense_accuracy - candidate.accuracy), group.num_units, len(units))
-            if reward > best:
-                best, stays = reward, units
-            return reward, candidate
+    Args:
+        agent: whose settings count.
+        task: the pruning step.
+        index: of the group.
+        decided: units that stay of groups that had their turn in this step.
+    """
 
-        def measure_all(draws: np.ndarray, update: int) -> list[float]:
-            """Rewards of as many draws as may be measured."""
-            measured = [measure(draw) for draw in draws if not task.exhausted]
-            if measured:
-                rewards, outcomes = zip(*measured, strict=True)
-                task.report(
-                    episode=update,
-                    group=group.name,
-                    reward=float(np.mean(rewards)),
-                    best=best,
-                    accuracy=float(np.mean([outcome.accuracy for outcome in outcomes])),
-                    kept=float((draws > 0).sum(1).mean()),
-                    drop_bound=self.drop_bound,
-                )
-            return [reward for reward, _ in measured]
+    def __init__(self, agent: RLP, task: StepTask, index: int, decided: Keep) -> None:
+        self.agent, self.task, self.decided = agent, task, dict(decided)
+        group = task.graph.groups[index]
+        self.name, self.num_units, self.allowed = group.name, group.num_units, task.kept_counts(index)
+        self.filters = unit_filters(task.network, group)
+        self.best, self.stays = -np.inf, np.arange(group.num_units)  # the highest reward, and the units that it kept
 
-        def mean_reward(draws: np.ndarray) -> float | None:
-            rewards = measure_all(draws, 0)
-            return float(np.mean(rewards)) if len(rewards) == len(draws) else None
-
-        if not task.exhausted:
-            measure(np.ones(group.num_units))  # all stay
-        if self.learning.initial_keep is None:
-            learner.start(mean_reward)
-        for update in range(self.updates):
+    def decide(self, learner: Reinforce) -> tuple[np.ndarray, np.ndarray]:
+        """Units that stay, and the policy's logits for all of them, shape (unit,)."""
+        if not self.task.exhausted:
+            self._measure(np.ones(self.num_units))  # all stay
+        if self.agent.learning.initial_keep is None:
+            learner.start(self._mean_reward)
+        for update in range(1, self.agent.updates + 1):
             draws = learner.sample()
-            rewards = measure_all(draws, update + 1)
+            rewards = self._measure_all(draws, update)
             if len(rewards) < len(draws):
                 break
             learner.update(draws > 0, rewards)
         logits = learner.logits()
-        if not task.exhausted:
-            measure(logits)
-        return (kept_units(logits, allowed) if self.policy == "final" else stays), logits
+        if not self.task.exhausted:
+            self._measure(logits)
+        return (kept_units(logits, self.allowed) if self.agent.policy == "final" else self.stays), logits
 
-    def _ranking(self, graph: ChannelGraph) -> list[np.ndarray]:
-        """Keep probabilities of all units, group after group; groups that were not decided on are kept longest."""
-        return [np.array(self._keep_probability.get(group.name, [1.0] * group.num_units)) for group in graph.groups]
+    def _measure(self, draw: np.ndarray) -> tuple[float, float]:
+        """Reward and accuracy of the decision that a draw leads to."""
+        units = kept_units(draw, self.allowed)
+        accuracy = self.task.evaluate_keep({**self.decided, self.name: units}, among=self.name).accuracy
+        reward = self.agent.reward(100 * (self.task.dense_accuracy - accuracy), self.num_units, len(units))
+        if reward > self.best:
+            self.best, self.stays = reward, units
+        return reward, accuracy
+
+    def _measure_all(self, draws: np.ndarray, update: int) -> list[float]:
+        """Rewards of as many draws as may be measured."""
+        measured = [self._measure(draw) for draw in draws if not self.task.exhausted]
+        if measured:
+            reward, accuracy = np.mean(measured, axis=0).tolist()
+            kept = float((draws > 0).sum(1).mean())
+            self.task.report(
+                episode=update,
+                group=self.name,
+                reward=reward,
+                best=self.best,
+                accuracy=accuracy,
+                kept=kept,
+                drop_bound=self.agent.drop_bound,
+            )
+        return [reward for reward, _ in measured]
+
+    def _mean_reward(self, draws: np.ndarray) -> float | None:
+        """None where not all may be measured."""
+        rewards = self._measure_all(draws, 0)
+        return float(np.mean(rewards)) if len(rewards) == len(draws) else None
 
 
 def kept_units(draw: np.ndarray, allowed: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlprune.rl.networks import Perceptron
 
 SURE = 10.0  # samples in which a policy that is as sure as it can be decides once against what it says, on average
+STARTS = 10  # shares that are tried at most before learning starts
 FEW = 27  # elements of a filter
 Baseline = Literal["leave_one_out", "none"]
 
@@ -142,12 +143,13 @@ class Reinforce:
     def start(self, mean_reward: Callable[[np.ndarray], float | None]) -> None:
         """Start where one probability for all filters is worth most, so that learning need not find out how much can go.
 
-        The share that goes is doubled from half a filter to half of all, until decisions are beyond the bound on average.
+        The share that goes is doubled from half a filter (and not less than 0.1 %) to half of all, until decisions are beyond the bound on
+        average.
 
         Args:
             mean_reward: draws, as of `sample` → the mean of their rewards; None ends it.
         """
-        best, removed = -np.inf, 0.5 / len(self.filters)
+        best, removed = -np.inf, max(0.5 / len(self.filters), 0.5**STARTS)
         while removed <= 0.5:
             worth = mean_reward(self._draws(np.full(len(self.filters), logit(1 - removed))))
             if worth is None or worth <= 0:
