@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from rlprune.results.finish import smallest_saved
-from rlprune.results.plots import COLOURS, channels_figure
+from rlprune.results.plots import COLOURS, channels_figure, plot_episodes
 from rlprune.results.record import History, StepRecord
 
 ROOT = Path(__file__).parent.parent
@@ -126,3 +126,21 @@ def test_the_script_names_runs_that_it_cannot_draw(monkeypatch, capsys, individu
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not Path("out.png").exists()
+
+
+@pytest.mark.parametrize("places", [[(1, "stem"), (2, "head")], [(1, "stem"), (1, "head")], [(1, None), (2, None)]])
+def test_what_was_best_in_one_search_is_not_drawn_into_the_next(monkeypatch, places):
+    """Another step, or another group of a step, begins anew: no line leads from the best reward of one to that of the other."""
+    episodes = [
+        {"step": step, **({"group": group} if group else {}), "episode": number, "reward": reward, "best": reward}
+        for step, group in places
+        for number, reward in enumerate([1.0, 5.0])
+    ]
+    figures = []
+    monkeypatch.setattr("rlprune.results.plots._save", lambda figure, path: figures.append(figure))
+    plot_episodes(Path("episodes.png"), episodes)
+    (axes,) = figures[0].axes
+    lines = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "-"]
+    assert lines == [[[1, 1], [2, 5]], [[3, 1], [4, 5]]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["episode", "best so far"]
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [2.5]

@@ -276,6 +276,29 @@ def test_what_may_be_measured_ends_a_layer_with_the_best_so_far():
     assert (len(candidate.keep["first"]), reports, task.environment.ledger.distinct) == (UNITS, [], 1)
 
 
+@pytest.mark.parametrize("most", [None, 30])
+def test_groups_of_one_step_share_its_candidates(most):
+    network, reports = Planted(), []
+    graph = rlprune.trace(network, network.images[:2])
+    ledger = Ledger(on_report=reports.append, max_candidates=most)
+    rlp = agent(updates=3, samples=4)
+    rlp.decide(Task(environment(network, graph, ledger=ledger), network, graph, 0), np.random.default_rng(0))
+    distinct, looks = ledger.distinct, {name: sum(report["group"] == name for report in reports) for name in ("first", "second")}
+    assert distinct <= sum(rlp.candidates_of_layer(units) for units in (UNITS, 8))
+    assert min(looks.values()) >= 4
+    if most is not None:
+        assert distinct <= most
+
+
+@pytest.mark.parametrize("units", [1, 2, 3, 16, 100])
+def test_no_layer_measures_more_than_is_announced(units):
+    rlp, looks = agent(), []
+    learner = Reinforce(rlp.learning, torch.randn(units, 9), np.random.default_rng(0))
+    learner.start(lambda draws: looks.append(len(draws)) or 1.0)
+    assert rlp.candidates_of_layer(units) == 100 * 10 + 2 + sum(looks)
+    assert agent(initial_keep=0.9).candidates_of_layer(units) == 1002
+
+
 @pytest.mark.parametrize("policy", ["best", "final"])
 def test_a_layer_of_one_filter_stays(policy):
     network = nn.Sequential(

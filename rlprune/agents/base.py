@@ -99,6 +99,8 @@ class StepTask(Protocol):
     @property
     def exhausted(self) -> bool: ...  # noqa: D102
 
+    def exhausted_at(self, share: float) -> bool: ...  # noqa: D102
+
     @property
     def accuracy(self) -> float: ...  # noqa: D102
 
@@ -152,7 +154,8 @@ class Agent(Protocol):
     `pr_max` (share of its units that a group may lose at most), `finetuning` (that it asks of every candidate, for the time announced),
     `decides_size = True` (it can do without any target), `chooses_units = True` (it says which units go, no criterion is asked),
     `groups(graph)` (names of the channel groups that it prunes; the others stay whole), `by_layer = True` (it goes from layer to layer, a
-    step each; where the run has a target its `drop_bound` is bisected, in `passes` at most: `rlprune.search.bisection`), and
+    step each, and measures `candidates_of_layer(units)` at most for one; where the run has a target its `drop_bound` is bisected, in
+    `passes` at most: `rlprune.search.bisection`), and
     `check(network, graph, example)`, which raises a UserError for a network that it cannot prune, before that is trained.
     """
 

@@ -12,7 +12,7 @@ from rlprune.agents.base import StepTask
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph
 from rlprune.graph.filters import unit_filters
-from rlprune.rl.reinforce import STARTS, Baseline, Learning, Reinforce
+from rlprune.rl.reinforce import Baseline, Learning, Reinforce, start_looks
 
 Keep = dict[str, np.ndarray]
 
@@ -71,7 +71,7 @@ class RLP:
         self.learning = Learning(samples, baseline, hidden, lr, initial_keep)
         self.reward_gains = reward_gains
         self.layer, self.drop_bound, self.passes, self.updates, self.policy = layer, drop_bound, passes, updates, policy
-        self.candidates_per_step = samples * (STARTS + updates) + 2  # a layer; also all of it, and the final policy's decision
+        self.candidates_per_step = updates * samples + 2  # a layer, without what the start takes: also all of it, and the final policy
         self._keep_probability: dict[str, list[float]] = {}  # of the units that are left of decided groups
 
     def groups(self, graph: ChannelGraph) -> list[str]:
@@ -93,13 +93,18 @@ class RLP:
         near = difflib.get_close_matches(self.layer, known, n=3, cutoff=0.3) or names[:3]
         raise UserError(f"agent.layer={self.layer}: there is no such layer; did you mean {', '.join(near)}? rlprune inspect lists all")
 
+    def candidates_of_layer(self, units: int) -> int:
+        """At most so many candidates are measured for a layer of so many units."""
+        start = 0 if self.learning.initial_keep is not None else start_looks(units) * self.learning.samples
+        return self.candidates_per_step + start
+
     def decide(self, task: StepTask, generator: np.random.Generator) -> Any:
         """Decide on the groups whose turn it is, one after another; where the step has a goal, cut down to it by the policies."""
         if task.bounded:
             return task.evaluate_ranking(self._ranking(task.graph), within=True)
         keep: Keep = {}
-        for index in task.turn:
-            layer = _Layer(self, task, int(index), keep)
+        for number, index in enumerate(task.turn, start=1):
+            layer = _Layer(self, task, int(index), keep, number / len(task.turn))
             keep[layer.name], logits = layer.decide(Reinforce(self.learning, layer.filters, generator))
             self._keep_probability[layer.name] = (1 / (1 + np.exp(-logits[keep[layer.name]]))).tolist()
         return task.evaluate_keep(keep)
@@ -138,10 +143,11 @@ class _Layer:
         task: the pruning step.
         index: of the group.
         decided: units that stay of groups that had their turn in this step.
+        share: of the step's candidates that may be measured by the end of this group, so that the groups behind it get theirs.
     """
 
-    def __init__(self, agent: RLP, task: StepTask, index: int, decided: Keep) -> None:
-        self.agent, self.task, self.decided = agent, task, dict(decided)
+    def __init__(self, agent: RLP, task: StepTask, index: int, decided: Keep, share: float) -> None:
+        self.agent, self.task, self.decided, self.share = agent, task, dict(decided), share
         group = task.graph.groups[index]
         self.name, self.num_units, self.allowed = group.name, group.num_units, task.kept_counts(index)
         self.filters = unit_filters(task.network, group)
@@ -149,7 +155,7 @@ class _Layer:
 
     def decide(self, learner: Reinforce) -> tuple[np.ndarray, np.ndarray]:
         """Units that stay, and the policy's logits for all of them, shape (unit,)."""
-        if not self.task.exhausted:
+        if not self.task.exhausted_at(self.share):
             self._measure(np.ones(self.num_units))  # all stay
         if self.agent.learning.initial_keep is None:
             learner.start(self._mean_reward)
@@ -160,7 +166,7 @@ class _Layer:
                 break
             learner.update(draws > 0, rewards)
         logits = learner.logits()
-        if not self.task.exhausted:
+        if not self.task.exhausted_at(self.share):
             self._measure(logits)
         return (kept_units(logits, self.allowed) if self.agent.policy == "final" else self.stays), logits
 
@@ -175,7 +181,7 @@ class _Layer:
 
     def _measure_all(self, draws: np.ndarray, update: int) -> list[float]:
         """Rewards of as many draws as may be measured."""
-        measured = [self._measure(draw) for draw in draws if not self.task.exhausted]
+        measured = [self._measure(draw) for draw in draws if not self.task.exhausted_at(self.share)]
         if measured:
             reward, accuracy = np.mean(measured, axis=0).tolist()
             kept = float((draws > 0).sum(1).mean())

@@ -94,19 +94,21 @@ def channels_figure(panels: Mapping[str, Sequence[Bar]]) -> Any:
 
 
 def plot_episodes(path: Path, episodes: Sequence[dict[str, Any]]) -> None:
-    """Reward, and the losses of an agent that has some, by episode; a line where a pruning step ends."""
-    frame = pd.DataFrame(episodes)
-    panels = [("reward", ["reward", "best"]), *((name, [name]) for name in ("critic_loss", "actor_loss") if name in frame)]
-    panels = [(label, names) for label, names in panels if frame[names[0]].notna().any()]
+    """Reward, and the losses of an agent that has some, by episode; a line where a pruning step, or its search on one group, ends."""
+    frame = pd.DataFrame(episodes, index=range(1, len(episodes) + 1))
+    place = frame[[name for name in ("step", "group") if name in frame]]
+    search = place.ne(place.shift()).any(axis=1).cumsum()
+    panels = ["reward", *(name for name in ("critic_loss", "actor_loss") if name in frame and frame[name].notna().any())]
     figure, axes = _figure(height=1.2 + 2.1 * len(panels), rows=len(panels))
-    number = range(1, len(frame) + 1)
-    for panel, (label, names) in zip(axes, panels, strict=True):
-        for name, style, colour in zip(names, (".", "-"), COLOURS, strict=False):
-            panel.plot(number, frame[name], style, markersize=4, color=colour, label={"reward": "episode", "best": "best so far"}.get(name))
+    for panel, label in zip(axes, panels, strict=True):
+        panel.plot(frame[label], ".", markersize=4, color=COLOURS[0], label="episode" if label == "reward" else None)
+        if label == "reward":
+            for number, best in frame["best"].groupby(search):
+                panel.plot(best, "-", color=COLOURS[1], label="best so far" if number == 1 else None)
         panel.set_ylabel(label.replace("_", " "))
         panel.set_yscale("log" if label == "critic_loss" else "linear")  # a squared error, over orders of magnitude
-        for end in frame.index[frame["step"].diff() > 0]:
-            panel.axvline(end + 0.5, color="0.6", linewidth=0.8, linestyle=":")
+        for end in frame.index[search.diff() > 0]:
+            panel.axvline(end - 0.5, color="0.6", linewidth=0.8, linestyle=":")
     axes[0].legend(frameon=False)
     axes[-1].set_xlabel("episode")
     _save(figure, path)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from rlprune.rl.networks import Perceptron
 
 SURE = 10.0  # samples in which a policy that is as sure as it can be decides once against what it says, on average
-STARTS = 10  # shares that are tried at most before learning starts
 FEW = 27  # elements of a filter
 Baseline = Literal["leave_one_out", "none"]
 
@@ -84,6 +83,11 @@ def logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
+def start_looks(filters: int) -> int:
+    """Probabilities that `Reinforce.start` may try: what goes is doubled from half a filter to half of all."""
+    return filters.bit_length()
+
+
 def log_probability(logits: Tensor, decisions: Tensor) -> Tensor:
     """Of decisions, log π(A | W, θ): (sample, unit) with 1 for keep → (sample,)."""
     each = F.binary_cross_entropy_with_logits(logits.expand(decisions.shape), decisions, reduction="none")
@@ -149,15 +153,15 @@ class Reinforce:
         Args:
             mean_reward: draws, as of `sample` → the mean of their rewards; None ends it.
         """
-        best, removed = -np.inf, max(0.5 / len(self.filters), 0.5**STARTS)
-        while removed <= 0.5:
+        best = -np.inf
+        for look in range(start_looks(len(self.filters))):
+            removed = 0.5 / len(self.filters) * 2**look
             worth = mean_reward(self._draws(np.full(len(self.filters), logit(1 - removed))))
             if worth is None or worth <= 0:
                 return
             if worth > best:
                 best = worth
                 nn.init.constant_(self.policy.level, logit(1 - removed))
-            removed *= 2
 
     def _draws(self, logits: np.ndarray) -> np.ndarray:
         uniform = np.clip(self._generator.random((self.learning.samples, len(self.filters))), 1e-12, 1 - 1e-12)

@@ -167,8 +167,11 @@ def step_candidates(agent: Agent, graph: ChannelGraph, most: int | None, layers_
         most: candidates a step.
         layers_a_step: channel groups that have their turn in a step, for agents that go layer by layer.
     """
-    layers = len(graph.groups) if getattr(agent, "measures_layers", False) else layers_a_step if getattr(agent, "by_layer", False) else 1
-    count = agent.candidates_per_step * layers
+    of_layer: Callable[[int], int] | None = getattr(agent, "candidates_of_layer", None)
+    if of_layer is not None:
+        count = of_layer(int(graph.num_units.max())) * layers_a_step
+    else:
+        count = agent.candidates_per_step * (len(graph.groups) if getattr(agent, "measures_layers", False) else 1)
     return min(count, most or count)
 
 

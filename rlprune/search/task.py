@@ -84,7 +84,11 @@ class Ledger:
     @property
     def exhausted(self) -> bool:
         """No further candidate may be measured in this step."""
-        return self.expired or (self.max_candidates is not None and self.distinct - self.step_start >= self.max_candidates)
+        return self.exhausted_at(1.0)
+
+    def exhausted_at(self, share: float) -> bool:
+        """No further candidate may be measured in this step before so large a share of it is over."""
+        return self.expired or (self.max_candidates is not None and self.distinct - self.step_start >= share * self.max_candidates)
 
     def accuracy(self, subject: Sequence[np.ndarray], measure: Callable[[], float]) -> float:
         """The accuracy of the step's next distinct candidate, which `subject` tells from others: known, or measured now."""
@@ -223,6 +227,10 @@ class Task:
     def exhausted(self) -> bool:
         """Agents stop sampling when this turns true; one candidate may always be measured."""
         return self.environment.ledger.exhausted
+
+    def exhausted_at(self, share: float) -> bool:
+        """For agents that share out a step's candidates: by now only so large a share of them may be measured, and is."""
+        return self.environment.ledger.exhausted_at(share)
 
     @property
     def channel_shares(self) -> np.ndarray:
