@@ -23,7 +23,7 @@ class ScheduleConfig:
     """How much goes, and when."""
 
     sparsity: float | None = MISSING  # channel sparsity to reach, in (0, 1); null: budget.* says how much goes
-    steps: int | None = MISSING  # pruning steps; null: one for each channel group, where the agent goes layer by layer
+    steps: int | None = MISSING  # pruning steps; null: the agent's, or one for each channel group
     period: int = MISSING  # recover after so many steps
     save_at: list[float] = MISSING  # sparsities, besides the last, that get an artefact, a table row and a final recovery
     min_keep: int = MISSING  # units that stay in every group

@@ -13,16 +13,8 @@ from rlprune.search.limits import Goal
 from rlprune.search.task import Ledger
 
 SMOKE = ("prune", "debug=smoke", "device=cpu", "precision=fp32", "recovery.control=false")
-RLP = (
-    *SMOKE,
-    "agent=reinforce",
-    "model=vgg11",
-    "model.classifier=slim",
-    "model.width=0.125",
-    "agent.updates=2",
-    "agent.samples=3",
-    "search.max_candidates=null",
-)
+NETWORK = ("model=vgg11", "model.classifier=slim", "model.width=0.125")
+RLP = (*SMOKE, *NETWORK, "agent=reinforce", "agent.updates=2", "agent.samples=3", "search.max_candidates=null")
 VARIES = {"seconds", "latency_ms", "peak_memory_bytes"}
 
 
@@ -166,6 +158,26 @@ def test_a_target_is_met_by_bisection_and_every_evaluation_counts(rlprune, monke
     assert not Path("outputs/rlp/checkpoint").exists()
     near = min(abs(entry["excess"]) for entry in passes) <= TOLERANCE
     assert near or "what is too large loses the units least worth keeping" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "steps"),
+    [
+        (("budget.macs=0.6", "agent.passes=2", "schedule.steps=null"), 9),  # one more than there are groups
+        (("agent.mode=individual", "agent.layer=features.8", "schedule.steps=null"), 1),
+        (("schedule.max_sparsity={features.0:0}", "schedule.steps=null"), 7),
+        ((), 2),
+    ],
+)
+def test_a_run_of_the_same_widths_recovers_as_often(rlprune, line, steps):
+    assert rlprune(*RLP, *line, "paths.run=outputs/rlp")[0] == 0
+    like = ("agent=like", "agent.run=outputs/rlp/pruned", "schedule=layers", "recovery=finetune", "criterion=random", "schedule.steps=null")
+    assert rlprune(*SMOKE, *NETWORK, *like, "paths.run=outputs/like")[0] == 0
+    for name in ("rlp", "like"):
+        assert len(pd.read_csv(f"outputs/{name}/metrics.csv")) == steps
+    assert {key: len(units) for key, units in plan(Path("outputs/like"))["keep"].items()} == {
+        key: len(units) for key, units in plan(Path("outputs/rlp"))["keep"].items()
+    }
 
 
 @pytest.mark.parametrize("at", [7, 30, 60, "last"])

@@ -151,8 +151,9 @@ class Agent(Protocol):
     """Decides what a pruning step removes. Its numbers are set in its yaml; it draws from the generator it is given and from no other.
 
     It may also have `measures_layers = True` (`candidates_per_step` counts episodes, each of which measures a candidate for every group),
-    `pr_max` (share of its units that a group may lose at most), `finetuning` (that it asks of every candidate, for the time announced),
-    `decides_size = True` (it can do without any target), `chooses_units = True` (it says which units go, no criterion is asked),
+    `pr_max` (share of its units that a group may lose at most), `steps` (of the search, where the schedule leaves them open), `finetuning`
+    (that it asks of every candidate, for the time announced), `decides_size = True` (it can do without any target),
+    `chooses_units = True` (it says which units go, no criterion is asked),
     `groups(graph)` (names of the channel groups that it prunes; the others stay whole), `by_layer = True` (it goes from layer to layer, a
     step each, and measures `candidates_of_layer(units)` at most for one; where the run has a target its `drop_bound` is bisected, in
     `passes` at most: `rlprune.search.bisection`), and

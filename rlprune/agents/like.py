@@ -15,7 +15,8 @@ from rlprune.graph import ChannelGraph
 class Like(Stateless):
     """Takes as many units from every channel group as a finished run took; the criterion says which. One candidate a step.
 
-    Several steps share the groups out in network order: with as many steps as groups, each step prunes one group alone.
+    Several steps share the groups out in network order: with as many steps as groups, each step prunes one group alone. Where the schedule
+    leaves their number open there are as many as the run took, so that both recover equally often.
 
     Args:
         run: folder of the run, or of an artefact in it.
@@ -31,7 +32,7 @@ class Like(Stateless):
     def __init__(self, *, run: str | None) -> None:
         if run is None:
             raise UserError("agent.run: name the run whose sizes are taken, agent.run=outputs/prune/RUN")
-        self.run, self.kept = run, _kept_units(run)
+        self.run, self.kept, self.steps = run, _kept_units(run), _steps(run)
 
     def check(self, network: nn.Module, graph: ChannelGraph, example: Tensor) -> None:
         """Refuse a run of another network before this one is trained.
@@ -76,6 +77,13 @@ def _kept_units(run: str) -> dict[str, list[int]]:
     if not (isinstance(kept, dict) and kept and all(map(_are_units, kept.values()))):
         raise UserError(f"{path}: lacks or garbles keep; the file is damaged, use another run")
     return kept
+
+
+def _steps(run: str) -> int | None:
+    """Pruning steps of a run, or of that in whose folder an artefact is; None where nothing says it."""
+    metrics = [folder / "metrics.csv" for folder in (Path(run), Path(run).resolve().parent)]
+    path = next((path for path in metrics if path.is_file()), None)
+    return None if path is None else max(len(path.read_bytes().splitlines()) - 1, 0) or None
 
 
 def _are_units(units: Any) -> bool:

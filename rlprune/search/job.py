@@ -199,7 +199,7 @@ class PruneJob:
         groups = sum(len(counts) > 1 for counts in self._kept_counts(graph).values())
         return make_schedule(
             targets=targets,
-            steps=max(1, groups) if self.schedule.steps is None else self.schedule.steps,
+            steps=self.schedule.steps or getattr(self.agent, "steps", None) or max(1, groups),
             period=self.schedule.period,
             save_at=self.schedule.save_at,
             dense=dense,
