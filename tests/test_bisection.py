@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,23 @@ def test_the_pass_to_go_on_with(tmp_path, entries, chosen):
 
 def test_a_damaged_file_of_passes_is_said_and_passed_over(tmp_path, caplog):
     path = tmp_path / "passes.json"
-    for content in ("{", '{"passes": [{"bound": 1}]}', '{"passes": 3}', "[]"):
+    whole = asdict(one(1.0, 0.3))
+    wrong = [
+        ("bound", "x"),
+        ("bound", 0.0),
+        ("bound", math.nan),
+        ("excess", None),
+        ("complete", "no"),
+        ("candidates", "3"),
+        ("search_seconds", None),
+    ]
+    entries = [json.dumps({"passes": [whole | {key: value}]}) for key, value in wrong]
+    for content in ("{", '{"passes": [{"bound": 1}]}', '{"passes": 3}', "[]", *entries):
         path.write_text(content)
         caplog.clear()
         assert Bisection(path, first=2.0, most=9).next_bound() == 2.0
         assert str(path) in caplog.text
+        assert seconds_of_passes(tmp_path) == 0
 
 
 def test_the_excess_is_that_of_the_target_that_is_missed_most():

@@ -23,7 +23,7 @@ CLOSEST = 1.02  # two bounds so near to one another are the same
 
 @dataclass(frozen=True)
 class Pass:
-    """One search with one bound.
+    """One search with one bound; a ValueError for what is none.
 
     `excess` says by how much the network is larger than the target, as a share of it: 0 is met, negative is smaller. `candidates` and
     `repeated` count from the start of the run. A pass that is not `complete` was ended by the clock.
@@ -36,6 +36,13 @@ class Pass:
     repeated: int
     search_seconds: float
     recovery_seconds: float
+
+    def __post_init__(self) -> None:
+        numbers = (self.bound, self.excess, self.search_seconds, self.recovery_seconds)
+        counts = (self.candidates, self.repeated)
+        kinds = all(type(number) in (int, float) for number in numbers) and all(type(count) is int for count in counts)
+        if not (kinds and type(self.complete) is bool and all(map(math.isfinite, numbers)) and self.bound > 0):
+            raise ValueError(f"{asdict(self)} is no pass")
 
     def facts(self) -> dict[str, Any]:
         """For result.json, where what differs from run to run is named `seconds`."""
@@ -66,7 +73,7 @@ class Bisection:
         if path.exists():
             try:
                 self.passes = [Pass(**entry) for entry in read_json(path)["passes"]]
-            except (UserError, KeyError, TypeError) as error:
+            except (UserError, KeyError, TypeError, ValueError) as error:
                 log.warning("%s: cannot be used (%s); searching for the bound anew", path, error)
 
     def add(self, result: Pass) -> None:
