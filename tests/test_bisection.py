@@ -2,6 +2,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 from conftest import last_line
 
 from rlprune.search import job
-from rlprune.search.bisection import CLOSEST, TOLERANCE, WIDEST, Bisection, Pass, seconds_of_passes
+from rlprune.search.bisection import CLOSEST, TOLERANCE, WIDEST, Bisection, Pass, bisected_search, seconds_of_passes
 from rlprune.search.limits import Goal
 from rlprune.search.task import Ledger
 
@@ -249,6 +250,26 @@ def test_when_the_time_is_over_the_bisection_ends_with_what_it_has(rlprune, monk
     assert len(done["passes"]) == 1
     assert done["targets"]["budget.macs"]["reached"] <= 0.6
     assert "schedule.max_minutes is over" in out
+
+
+def test_time_that_was_over_before_an_interruption_begins_no_further_pass(tmp_path):
+    Bisection(tmp_path / "passes.json", first=1.0, most=9).add(one(1.0, 0.5))
+    ledger, ran = Ledger(), []
+
+    def load(folder):
+        ledger.deadline = 0.0
+        history = SimpleNamespace(steps=[], stopped="")
+        return SimpleNamespace(step=1 if folder.name == "pass-1" else 0, history=history)
+
+    def run(state, folder, until):
+        ran.append((folder.name, until))
+        state.step += 1
+
+    schedule = SimpleNamespace(steps=2, goals=(None, Goal(1, 1, 1, True)))
+    agent = SimpleNamespace(drop_bound=1.0, passes=9)
+    state, passes = bisected_search(tmp_path, agent=agent, schedule=schedule, ledger=ledger, load=load, run=run)
+    assert ran == [("pass-1", None)]
+    assert (len(passes), agent.drop_bound, state.history.stopped, ledger.distinct) == (1, 1.0, "max_minutes", 10)
 
 
 def test_the_smallest_network_within_a_drop(rlprune):
