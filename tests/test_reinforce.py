@@ -443,9 +443,9 @@ def test_settings_that_cannot_be(settings, words):
 def test_without_a_baseline_one_sample_will_do():
     task, _ = planted_task("zeroed", 0)
     rlp = agent(mode="individual", layer="first", samples=1, baseline="none", updates=5)
-    assert rlp.candidates_per_step == 17  # ten to start with
+    assert rlp.candidates_of_layer(UNITS) == 12
     rlp.decide(task, np.random.default_rng(0))
-    assert task.environment.ledger.distinct + task.environment.ledger.repeated <= 17
+    assert task.environment.ledger.distinct + task.environment.ledger.repeated <= 12
 
 
 def test_a_layer_is_found_by_its_name_or_that_of_its_group():

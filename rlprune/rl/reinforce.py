@@ -147,8 +147,7 @@ class Reinforce:
     def start(self, mean_reward: Callable[[np.ndarray], float | None]) -> None:
         """Start where one probability for all filters is worth most, so that learning need not find out how much can go.
 
-        The share that goes is doubled from half a filter (and not less than 0.1 %) to half of all, until decisions are beyond the bound on
-        average.
+        The share that goes is doubled from half a filter to half of all, until decisions are beyond the bound on average.
 
         Args:
             mean_reward: draws, as of `sample` → the mean of their rewards; None ends it.

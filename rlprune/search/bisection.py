@@ -134,11 +134,19 @@ def bisected_search(
     """
     search = Bisection(folder / "passes.json", first=agent.drop_bound, most=agent.passes)
     last, target = schedule.steps - 1, schedule.goals[-1]
-    while (bound := search.next_bound()) is not None and not (search.passes and ledger.expired):
+
+    def begin(number: int, bound: float) -> SearchState:
+        """The search of a pass, from 0; it counts on from the pass before."""
         agent.drop_bound = bound
-        state = load(_folder(folder, len(search.passes)))
-        if search.passes and state.step == 0:
-            ledger.distinct, ledger.repeated = search.passes[-1].candidates, search.passes[-1].repeated
+        state = load(_folder(folder, number))
+        if number and state.step == 0:
+            ledger.distinct, ledger.repeated = search.passes[number - 1].candidates, search.passes[number - 1].repeated
+        return state
+
+    while (bound := search.next_bound()) is not None and not (search.passes and ledger.expired):
+        state = begin(len(search.passes), bound)
+        if search.passes and state.step == 0 and ledger.expired:  # it was already before an interruption
+            break
         log.info("pass %d: agent.drop_bound=%.4g", len(search.passes) + 1, bound)
         run(state, _folder(folder, len(search.passes)), last)
         size = state.graph.num_channels, state.graph.macs({}), state.graph.params({})
@@ -155,8 +163,7 @@ def bisected_search(
         )
         log.info("pass %d: %+.1f %% from the target", len(search.passes), 100 * search.passes[-1].excess)
     chosen = search.passes[search.chosen]
-    state = load(_folder(folder, search.chosen))
-    agent.drop_bound = chosen.bound
+    state = begin(search.chosen, chosen.bound)
     if state.step < schedule.steps:
         log.info("going on with pass %d, agent.drop_bound=%.4g", search.chosen + 1, chosen.bound)
         if abs(chosen.excess) > TOLERANCE:
@@ -164,7 +171,7 @@ def bisected_search(
                 "the bound alone leaves a network %+.1f %% from the target; what is too large loses the units least worth keeping",
                 100 * chosen.excess,
             )
-        if chosen.complete:  # its newest state may be damaged
+        if chosen.complete and state.step < last:  # its newest state was damaged
             run(state, _folder(folder, search.chosen), last)
         ledger.distinct, ledger.repeated = search.passes[-1].candidates, search.passes[-1].repeated
         state.step, state.history.stopped = last, ""
