@@ -154,7 +154,7 @@ def test_units_come_from_the_policy_and_the_artefact_says_so(rlprune):
     assert (plan(Path("outputs/uniform"))["units_chosen_by"], plan(Path("outputs/uniform"))["criterion"]) == ("criterion", "taylor")
 
 
-@pytest.mark.parametrize("line", [("budget.macs=0.6",), ("schedule.sparsity=0.2",), ("budget.params=0.7", "budget.macs=0.9")])
+@pytest.mark.parametrize("line", [("schedule.sparsity=0.2",), ("budget.params=0.7", "budget.macs=0.9")])
 def test_a_target_is_met_by_bisection_and_every_evaluation_counts(rlprune, monkeypatch, line):
     measured, accuracy = [], Ledger.accuracy
     monkeypatch.setattr(Ledger, "accuracy", lambda self, subject, measure: measured.append(1) or accuracy(self, subject, measure))
@@ -194,7 +194,7 @@ def test_a_run_of_the_same_widths_recovers_as_often(rlprune, line, steps):
     }
 
 
-@pytest.mark.parametrize("at", [7, 30, 60, "last"])
+@pytest.mark.parametrize("at", [30, "last"])
 def test_a_killed_bisection_goes_on_to_the_same_end(rlprune, monkeypatch, at):
     line = (*RLP, "budget.macs=0.6", "agent.passes=3")
     measured, accuracy, end = [], Ledger.accuracy, None
@@ -219,7 +219,7 @@ def test_a_killed_bisection_goes_on_to_the_same_end(rlprune, monkeypatch, at):
         pd.testing.assert_frame_equal(pd.read_csv(killed / f"{name}.csv"), pd.read_csv(whole / f"{name}.csv"))
 
 
-@pytest.mark.parametrize("damage", ["none", "newest", "all"])
+@pytest.mark.parametrize("damage", ["none", "all"])
 def test_a_run_killed_behind_its_last_step_goes_on_to_the_same_end(rlprune, monkeypatch, damage):
     line = (*RLP, "budget.macs=0.6", "agent.passes=2")
     assert rlprune(*line, "paths.run=outputs/whole")[0] == 0
@@ -232,7 +232,7 @@ def test_a_run_killed_behind_its_last_step_goes_on_to_the_same_end(rlprune, monk
     monkeypatch.setattr(job, "finish", interrupted)
     assert rlprune(*line, "paths.run=outputs/killed")[0] == 130
     (last,) = Path("outputs/killed/checkpoint").glob("pass-*/step-0003.safetensors")
-    for path in [] if damage == "none" else [last] if damage == "newest" else last.parent.glob("step-*"):
+    for path in last.parent.glob("step-*") if damage == "all" else []:
         path.write_bytes(b"damaged")
     assert rlprune(*line, "paths.run=outputs/killed")[0] == 0
     whole, killed = Path("outputs/whole"), Path("outputs/killed")
