@@ -22,10 +22,18 @@ def bars(run):
     return [(name, len(keep[name]), units - len(keep[name])) for name, units in zip(dense["group"], dense["units"], strict=True)]
 
 
+def searched(run):
+    """The groups that a run's episodes were about, where it had some."""
+    path = find_artefact(Path(run)).resolve().parent / "episodes.csv"
+    episodes = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    return set(episodes.get("group", []))
+
+
 def only_bar(run):
-    """Of the one group that a run pruned, or could prune."""
+    """Of the one group that a run pruned, or could prune and left whole."""
     found = bars(run)
     pruned = found if len(found) == 1 else [bar for bar in found if bar[2] > 0]
+    pruned = pruned or [bar for bar in found if bar[0] in searched(run)]
     if len(pruned) != 1:
         raise UserError(f"--individual {run}: pruned {len(pruned)} groups; name runs that pruned one each")
     return pruned[0]

@@ -110,6 +110,15 @@ def test_the_script_sets_individual_runs_beside_an_entire_one(monkeypatch):
 
 
 @pytest.mark.usefixtures("runs")
+def test_a_run_that_left_its_group_whole_says_in_its_episodes_which_it_was(monkeypatch):
+    pd.DataFrame({"episode": [1, 2], "group": ["layer2", "layer2"]}).to_csv("none/episodes.csv", index=False)
+    names = script(monkeypatch, "out.png", "--individual", "none", "first", "--entire", "entire")
+    found = names["panels"](["none", "first"], "entire")["individual groups"]
+    units = {name: kept + pruned for name, kept, pruned in BARS}
+    assert found == [("stem", 3, 5), ("layer2", units["layer2"], 0)]
+
+
+@pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(
     ("individual", "message"),
     [
