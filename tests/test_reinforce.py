@@ -308,6 +308,9 @@ def test_a_layer_of_one_filter_stays(policy):
     graph = rlprune.trace(network, network.images[:2])
     task = Task(environment(network, graph), network, graph, 0)
     assert task.turn.tolist() == [1]  # the first has nothing to lose
+    with pytest.raises(UserError) as error:
+        agent(mode="individual", layer="0").groups(graph)
+    assert str(error.value) == "agent.layer=0: has one unit, which stays; choose another layer"
     assert len(agent(policy=policy, updates=3).decide(task, np.random.default_rng(0)).keep["0"]) == 1
 
 

@@ -83,9 +83,11 @@ class RLP:
         names = [group.name for group in graph.groups]
         if self.layer is None:
             return names
-        found = [group.name for group in graph.groups if self.layer in (group.name, *group.layers)]
+        found = [group for group in graph.groups if self.layer in (group.name, *group.layers)]
+        if found and all(group.num_units == 1 for group in found):
+            raise UserError(f"agent.layer={self.layer}: has one unit, which stays; choose another layer")
         if found:  # several, where a layer's channels part ways
-            return found
+            return [group.name for group in found]
         frozen = next((frozen for frozen in graph.frozen if frozen.layer == self.layer), None)
         if frozen is not None:
             raise UserError(f"agent.layer={self.layer}: its channels are kept ({frozen.reason}); choose from {', '.join(names)}")
