@@ -38,3 +38,13 @@ def last_line(text):
     """What is left on the screen: progress bars erase themselves."""
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
     return [line for line in lines if line and "|" not in line]
+
+
+VARIES = {"seconds", "latency_ms", "peak_memory_bytes"}
+
+
+def metrics(value):
+    """A result without what differs from run to run."""
+    if isinstance(value, dict):
+        return {key: metrics(item) for key, item in value.items() if key not in VARIES}
+    return [metrics(item) for item in value] if isinstance(value, list) else value

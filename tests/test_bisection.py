@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import last_line
+from conftest import last_line, metrics
 
 from rlprune.search import job
 from rlprune.search.bisection import CLOSEST, TOLERANCE, WIDEST, Bisection, Pass, bisected_search, seconds_of_passes
@@ -17,14 +17,6 @@ from rlprune.search.task import Ledger
 SMOKE = ("prune", "debug=smoke", "device=cpu", "precision=fp32", "recovery.control=false")
 NETWORK = ("model=vgg11", "model.classifier=slim", "model.width=0.125")
 RLP = (*SMOKE, *NETWORK, "agent=reinforce", "agent.updates=2", "agent.samples=3", "search.max_candidates=null")
-VARIES = {"seconds", "latency_ms", "peak_memory_bytes"}
-
-
-def metrics(value):
-    """A result without what differs from run to run."""
-    if isinstance(value, dict):
-        return {key: metrics(item) for key, item in value.items() if key not in VARIES}
-    return [metrics(item) for item in value] if isinstance(value, list) else value
 
 
 def one(bound, excess, *, complete=True):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import last_line
+from conftest import last_line, metrics
 from PIL import Image
 
 import rlprune as package
@@ -29,7 +29,6 @@ from rlprune.search.task import Ledger
 from rlprune.training import fit
 
 SMOKE = ("prune", "debug=smoke", "model.width=0.5", "device=cpu")
-VARIES = {"seconds", "latency_ms", "peak_memory_bytes"}
 
 
 class Grey(torch.nn.Conv2d):
@@ -48,13 +47,6 @@ class TwoFaced(torch.nn.Linear):
     def forward(self, images):
         scores = super().forward(images.flatten(1))
         return (scores, scores) if self.training else scores
-
-
-def metrics(value):
-    """A result without what differs from run to run."""
-    if isinstance(value, dict):
-        return {key: metrics(item) for key, item in value.items() if key not in VARIES}
-    return [metrics(item) for item in value] if isinstance(value, list) else value
 
 
 def run_dirs(command="prune"):

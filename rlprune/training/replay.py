@@ -2,6 +2,7 @@
 
 import itertools
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ class Notes(NamedTuple):
     versions: dict[int, int]  # of what is kept and not written to
 
 
-class _Pass(TorchFunctionMode):
+class _Pass(TorchFunctionMode, ABC):
     """A forward pass whose calls are watched."""
 
     def __init__(self, images: Tensor) -> None:
@@ -86,13 +87,13 @@ class _Pass(TorchFunctionMode):
             return kind, [self.describe(item) for item in (value.start, value.stop, value.step)]
         raise LookupError(kind)
 
+    @abstractmethod
     def place(self, tensor: Tensor) -> Place:
         """Raises LookupError for a tensor of unknown origin."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, logits: Tensor) -> None:
         """Look back on the whole pass."""
-        raise NotImplementedError
 
 
 class Recording(_Pass):
