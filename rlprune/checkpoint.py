@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from rlprune.errors import UserError
 from rlprune.files import write_atomically
 
+TENSOR = "__tensor__"  # stands for a tensor in JSON values
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write tensors as safetensors, atomically; `metadata` is kept as JSON in the header."""
@@ -59,6 +61,29 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: is damaged (its checksum differs); copy or train it again")
     metadata = ours.get("metadata", {})
     return tensors, metadata if isinstance(metadata, dict) else {}
+
+
+def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """JSON values of nested dicts and lists that also hold tensors, which go to `tensors` under names that begin with `name`."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {TENSOR: name}
+    if isinstance(value, Mapping):
+        return {key: packed(item, tensors, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [packed(item, tensors, f"{name}.{place}") for place, item in enumerate(value)]
+    return value
+
+
+def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse of `packed`.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    if isinstance(value, dict):
+        return tensors[value[TENSOR]] if TENSOR in value else {key: unpacked(item, tensors) for key, item in value.items()}
+    return [unpacked(item, tensors) for item in value] if isinstance(value, list) else value
 
 
 def tensors_checksum(tensors: Mapping[str, Tensor]) -> int:

@@ -31,6 +31,8 @@ class ScheduleConfig:
     # share of its units that a group may lose: one number, or a mapping group (name or regex) → share
     max_sparsity: Any = field(default=MISSING, metadata={"plugin": False})
     max_minutes: float | None = MISSING  # the search ends after so many minutes with the best so far; null: never
+    # train from scratch and prune at once: each step trains an epoch and decides anew, and what is decided goes behind the last
+    joint: bool = MISSING
 
 
 @dataclass
@@ -189,6 +191,8 @@ def check_ranges(config: Any) -> None:
         _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
         _require(config.dense_seed >= 0, f"dense_seed={config.dense_seed}", "must be ≥ 0")
     if isinstance(config, PruneConfig):
+        epochs = config.schedule.joint and config.training.epochs == config.schedule.steps == 0
+        _require(not epochs, "training.epochs=0", "must be ≥ 1 for joint training, which trains from scratch")
         _check_schedule(config.schedule)
         _check_budget(config.budget)
         recovery, search = config.recovery, config.search

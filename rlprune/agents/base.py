@@ -157,7 +157,9 @@ class Agent(Protocol):
     `groups(graph)` (names of the channel groups that it prunes; the others stay whole), `by_layer = True` (it goes from layer to layer, a
     step each, and measures `candidates_of_layer(units)` at most for one; where the run has a target its `drop_bound` is bisected, in
     `passes` at most: `rlprune.search.bisection`), and
-    `check(network, graph, example)`, which raises a UserError for a network that it cannot prune, before that is trained.
+    `check(network, graph, example)`, which raises a UserError for a network that it cannot prune, before that is trained. One that decides
+    while the network is trained (`schedule.joint`) has `warmup_epochs`, which a training must at least have, and `beta`, the weight of the
+    regulariser that aligns the weights with what it has decided last.
     """
 
     candidates_per_step: int
@@ -168,7 +170,7 @@ class Agent(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What the agent carries from step to step, as JSON values."""
+        """What the agent carries from step to step: JSON values and tensors, in dicts and lists."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -212,7 +214,12 @@ def comparable(scores: Sequence[np.ndarray], normalization: Normalization) -> li
     return [values / (scale or 1.0) for values, scale in zip(scores, scales, strict=True)]
 
 
-def best_episode(task: StepTask, episodes: int, play_one: Callable[[int], tuple[Episode, dict[str, Any]]]) -> np.ndarray:
+def best_episode(
+    task: StepTask,
+    episodes: int,
+    play_one: Callable[[int], tuple[Episode, dict[str, Any]]],
+    known: np.ndarray | None = None,
+) -> np.ndarray:
     """Play episodes, report each, and return the units that the one with the highest reward took, shape (group,); the first among equals.
 
     It ends early where the search may measure no more. What was cut short does not count, unless it is all there is.
@@ -221,12 +228,17 @@ def best_episode(task: StepTask, episodes: int, play_one: Callable[[int], tuple[
         task: that the episodes belong to.
         episodes: at most.
         play_one: number of an episode, from 0 → the episode, and what else is reported of it.
+        known: units that an earlier search took, shape (group,): measured first, and beaten or returned.
     """
     best, counts = -np.inf, np.zeros(len(task.graph.groups), dtype=int)
+    if known is not None:
+        best, counts = task.evaluate_counts(known).reward, known
+        if task.exhausted:
+            return counts
     for number in range(episodes):
         episode, further = play_one(number)
         if not episode.complete:
-            return counts if number else episode.info["counts"]
+            return episode.info["counts"] if best == -np.inf else counts
         if episode.reward > best:
             best, counts = episode.reward, episode.info["counts"]
         state = {name: float(episode.info[name]) for name in ("accuracy", "flops_ratio")}

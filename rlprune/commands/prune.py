@@ -9,7 +9,7 @@ from rlprune.skeleton import PruneConfig
 @command("prune")
 def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Train or load, trace, search, prune, recover, test once, write."""
-    from rlprune.commands.setup import make_dense, make_recipe, prepare, require
+    from rlprune.commands.setup import make_dense, make_joint, make_network, make_recipe, make_start, prepare, require
     from rlprune.config import build
     from rlprune.results.record import Identity
     from rlprune.search.job import PruneJob
@@ -43,8 +43,10 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         identity=Identity("prune", run_dir, choices, config.seed),
         resume=config.resume is not None,
         cache=Path(config.paths.outputs) / "cache",
+        joint=lambda network, epochs: make_joint(config, setup, network, epochs, run_dir),
+        reference=lambda: make_dense(config, setup, make_network(config, setup.origin), choices, run_dir),
     )
     job.check(network)
     with job.clock.phase("dense"):
-        dense = make_dense(config, setup, network, choices, run_dir)
+        dense = make_start(config, setup, network) if config.schedule.joint else make_dense(config, setup, network, choices, run_dir)
     job.run(dense)

@@ -23,10 +23,11 @@ from rlprune.provenance import provenance
 from rlprune.results.origin import Origin
 from rlprune.seeding import seed_globals
 from rlprune.setup import Setup
-from rlprune.skeleton import RecipeConfig, RunConfig
+from rlprune.skeleton import RecipeConfig, RunConfig, TrainingConfig
 from rlprune.training.dense import Dense, Source, Training, dense_path, obtain_dense
 from rlprune.training.execution import Execution, choose_execution
 from rlprune.training.fit import Recipe
+from rlprune.training.joint import JointTraining
 from rlprune.training.measure import choose_way
 
 log = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ def make_dense(
     images = [setup.splits.class_names, setup.splits.train.checksum(), setup.splits.normalization]
     how = [str(setup.execution.training), setup.execution.device.type, setup.execution.compile]
     training = asdict(config.training)
-    minutes = training.pop("save_minutes")
+    del training["save_minutes"]
     facts = [config.model, *_network_facts(network), data, images, training, config.dense_seed, how]
     source = Source(
         checkpoint=config.checkpoint,
@@ -179,18 +180,50 @@ def make_dense(
         train=train,
         resume=getattr(config, "resume", None) is not None,
     )
-    plan = Training(
-        epochs=config.training.epochs,
-        batch_size=config.training.batch_size,
-        label_smoothing=config.training.label_smoothing,
-        randaugment=config.training.randaugment,
-        mixup=config.training.mixup,
-        cutmix=config.training.cutmix,
-        save_minutes=minutes,
-        recipe=make_recipe(config.training, "training"),
-    )
+    plan = make_training(config.training)
     with _naming_the_model():
         return obtain_dense(network, setup.splits, source=source, training=plan, execution=setup.execution, seed=config.dense_seed)
+
+
+def make_training(config: TrainingConfig) -> Training:
+    """How a network is trained before it is pruned, or while."""
+    return Training(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        label_smoothing=config.label_smoothing,
+        randaugment=config.randaugment,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        save_minutes=config.save_minutes,
+        recipe=make_recipe(config, "training"),
+    )
+
+
+def make_start(config: RunConfig, setup: Setup, network: nn.Module) -> Dense:
+    """What joint training starts from: the network's first weights, unless there is a checkpoint, or published ones."""
+    known = provenance(network).weights
+    given = known if config.checkpoint is None else f"checkpoint={config.checkpoint}"
+    if config.checkpoint is not None:
+        load_checkpoint(network, config.checkpoint)
+    if given is not None:
+        log.info("joint training needs no trained network; it goes on from %s, as given", given)
+    network.to(setup.execution.device).eval()
+    return Dense(network, "first weights" if given is None else given, "no" if given is None else "unknown", [])
+
+
+def make_joint(config: RunConfig, setup: Setup, network: nn.Module, epochs: int, run_dir: Path) -> JointTraining:
+    """The training that a search goes along with."""
+    return JointTraining(
+        network,
+        setup.splits,
+        training=make_training(config.training),
+        epochs=epochs,
+        execution=setup.execution,
+        seed=config.seed,
+        state=run_dir / "checkpoint" / "joint.safetensors",
+        identity=f"joint training {config.seed} {setup.splits.train.checksum()}",
+        resume=getattr(config, "resume", None) is not None,
+    )
 
 
 def _network_facts(network: nn.Module) -> list[Any]:

@@ -11,7 +11,7 @@ from torch import nn
 from rlprune.cost import count_params
 from rlprune.files import write_text
 from rlprune.results.final_test import final_test, latency_ms
-from rlprune.results.plots import Bar, plot_accuracy, plot_channels, plot_episodes, plot_layers
+from rlprune.results.plots import Bar, plot_accuracy, plot_channels, plot_episodes, plot_layers, plot_training
 from rlprune.results.record import Clock, History, Identity, Row, environment, write_result
 from rlprune.results.tables import run_table, to_markdown
 from rlprune.setup import Setup
@@ -82,7 +82,8 @@ def finish(
         rows = measure_rows(networks, setup, evaluator)
     if history is not None:
         with clock.phase("plots"):
-            plot_accuracy(job.run_dir / "accuracy.png", history.steps, rows)
+            plot = plot_accuracy if history.steps[0].train_loss is None else plot_training
+            plot(job.run_dir / "accuracy.png", history.steps, rows)
             plot_layers(job.run_dir / "layers.png", history.layers)
             plot_channels(job.run_dir / "channels.png", smallest_saved(history))
             if history.episodes:
@@ -111,7 +112,7 @@ def finish(
 def smallest_saved(history: History) -> dict[str, list[Bar]]:
     """What the network in `pruned` kept of every group, as a panel; where a bound on the drop ended the search, it is not the last one."""
     sparsity = next(level["sparsity"] for level in history.levels if level["folder"] == "pruned")
-    step = next(record.step for record in history.steps if record.sparsity == sparsity)
+    step = next(record.step for record in reversed(history.steps) if record.sparsity == sparsity)
     dense, kept = ({row["group"]: row["units"] for row in history.layers if row["step"] == wanted} for wanted in (0, step))
     return {f"{100 * sparsity:.0f} % of the channels removed": [(name, kept[name], units - kept[name]) for name, units in dense.items()]}
 

@@ -44,6 +44,27 @@ def plot_accuracy(path: Path, steps: Sequence[StepRecord], rows: Sequence[Row]) 
     _save(figure, path)
 
 
+def plot_training(path: Path, steps: Sequence[StepRecord], rows: Sequence[Row]) -> None:
+    """Accuracy by epoch of joint training: the whole network, what the best policy leaves of it, and where it ends."""
+    figure, axes = _figure()
+    epochs = [step.step for step in steps]
+    for label, name, colour, style in (
+        ("whole network (search split)", "accuracy_unpruned", COLOURS[0], "o-"),
+        ("as the best policy would prune it (search split)", "accuracy_pruned", COLOURS[1], "v-"),
+    ):
+        axes.plot(epochs, [100 * getattr(step, name) for step in steps], style, color=colour, markersize=4, linewidth=1, label=label)
+    last = rows[-1]
+    axes.errorbar(
+        [epochs[-1] + 0.5], [100 * last.top1], yerr=[100 * last.standard_error],
+        fmt="D", color=COLOURS[2], capsize=4, label=f"{last.name} (test split, ± standard error)", zorder=3,
+    )  # fmt: skip
+    axes.axhline(100 * rows[0].top1, color="0.4", linestyle=":", label=f"{rows[0].name} (test split)")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 accuracy (%)")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _save(figure, path)
+
+
 def plot_layers(path: Path, layers: Sequence[dict[str, Any]]) -> None:
     """Each group's sparsity over the steps, as a map: groups in network order."""
     frame = pd.DataFrame(layers)

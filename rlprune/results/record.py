@@ -21,7 +21,10 @@ PACKAGES = ("rlprune", "torch", "torchvision", "hydra-core", "numpy")
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One pruning step, a row of metrics.csv. Accuracies are fractions on the search split."""
+    """One pruning step, a row of metrics.csv. Accuracies are fractions on the search split.
+
+    In joint training it is an epoch, and sparsity, MACs and parameters are those of the decision, which goes behind the last.
+    """
 
     step: int
     sparsity: float
@@ -34,6 +37,9 @@ class StepRecord:
     repeated: int
     search_seconds: float
     recovery_seconds: float
+    accuracy_unpruned: float | None = None  # in joint training
+    train_loss: float | None = None  # likewise, and the time that the epoch took without its search
+    training_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ class Clock:
 def write_steps(run_dir: Path, history: History) -> None:
     """metrics.csv, a row a step, layers.csv, the units kept in every group at every step, and episodes.csv."""
     write_episodes(run_dir, history)
-    write_text(run_dir / "metrics.csv", pd.DataFrame([asdict(step) for step in history.steps]).to_csv(index=False))
+    metrics = pd.DataFrame([asdict(step) for step in history.steps]).dropna(axis="columns", how="all")
+    write_text(run_dir / "metrics.csv", metrics.to_csv(index=False))
     write_text(run_dir / "layers.csv", pd.DataFrame(history.layers).to_csv(index=False))
 
 

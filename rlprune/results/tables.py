@@ -10,6 +10,8 @@ from rlprune.results.record import Row
 
 CONTROL = "dense + same recovery epochs"
 """The dense network trained for as long as the pruned one recovered: what pruning is fairly compared with."""
+JOINT = "jointly trained"
+"""What joint training has come to before anything is removed."""
 
 
 def run_table(rows: Sequence[Row]) -> pd.DataFrame:

@@ -82,7 +82,7 @@ def measure_executions(network: nn.Module, graph: ChannelGraph, evaluator: Evalu
     """Seconds of building and evaluating a candidate of the search's middle step, by execution; those that are not exact are left out."""
     names, middle = exact_executions(network, graph, evaluator), schedule.steps // 2
     goals = _channels_gone(graph, schedule)
-    gone = [goals[middle - 1] if middle else 0.0, goals[middle]]
+    gone = [goals[middle - 1] if middle and not schedule.joint else 0.0, goals[middle]]
     generator = np.random.default_rng(0)
     before = _draw(graph, lambda units: units * gone[0] / graph.num_channels * generator.uniform(0.5, 1.5), generator)
     network, graph = prune(network, graph, before), graph.after(before)

@@ -10,6 +10,7 @@ from rlprune.search.runner import SearchState
 from rlprune.search.schedule import Schedule
 from rlprune.search.task import Environment
 from rlprune.setup import Setup
+from rlprune.training.joint import JointTraining
 from rlprune.training.recover import Recovery, epoch_seconds
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,14 @@ class Forecast:
         recovery: how pruned networks recover.
         agent: that searches.
         seed: of the run.
+        training: that the search goes along with, if it does.
     """
 
     setup: Setup
     recovery: Recovery
     agent: Agent
     seed: int
+    training: JointTraining | None = None
 
     def announce(
         self, state: SearchState, environment: Environment, plan: Schedule, *, images: int, per_step: int, max_minutes: float | None
@@ -55,13 +58,21 @@ class Forecast:
         epochs *= 1 + self.recovery.control
         epoch = self._epoch_seconds(state, self.recovery) if epochs else 0.0
         candidates = per_step * len(ahead)
+        minutes, training, alone = (candidates * one + epochs * epoch) / 60, "", ""
+        if self.training is not None:
+            how = self.training.training
+            whole = self._epoch_seconds(state, replace(self.recovery, recipe=how.recipe, batch_size=how.batch_size, rho=0.0))
+            training = f"; training: {len(ahead)} epochs of {whole:.1f} s: {len(ahead) * whole / 60:.1f} min"
+            minutes += len(ahead) * whole / 60
+            if self.recovery.control:
+                alone = "; then a dense network is trained alone, unless one is kept, as recovery.control=true wants it for comparison"
         passes = f"; a pass, of {getattr(self.agent, 'passes', 1)} at most that bisect agent.drop_bound" if plan.bisected else ""
         limit = "" if max_minutes is None else f"; the search ends after {max_minutes:g} min at the latest"
         log.info(
-            "%s: at most %d candidates (%d a step) on %d images, %.3f s each: %.1f min; recovery: %d epochs of %.1f s: %.1f min; "
-            "expected: %.1f min%s%s",
+            "%s: at most %d candidates (%d a step) on %d images, %.3f s each: %.1f min%s; recovery: %d epochs of %.1f s: %.1f min; "
+            "expected: %.1f min%s%s%s",
             f"resuming behind step {state.step}" if state.step else "search", candidates, per_step, images, one,
-            candidates * one / 60, epochs, epoch, epochs * epoch / 60, (candidates * one + epochs * epoch) / 60, passes, limit,
+            candidates * one / 60, training, epochs, epoch, epochs * epoch / 60, minutes, passes, limit, alone,
         )  # fmt: skip
 
     def _epoch_seconds(self, state: SearchState, recovery: Recovery) -> float:

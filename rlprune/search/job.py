@@ -23,7 +23,7 @@ from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.results.artefact import load_levels, save_artefact
 from rlprune.results.finish import Tested, finish
 from rlprune.results.record import Clock, Identity, write_episodes, write_steps
-from rlprune.results.tables import CONTROL
+from rlprune.results.tables import CONTROL, JOINT
 from rlprune.search.bisection import Pass, bisected_search, forget_passes, seconds_of_passes
 from rlprune.search.execution import choose_execution
 from rlprune.search.forecast import Forecast
@@ -31,17 +31,20 @@ from rlprune.search.limits import Limits, Room
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
 from rlprune.search.schedule import Schedule, Size, Targets, make_schedule, size_of
-from rlprune.search.task import Environment, Ledger, Reward, as_it_is
+from rlprune.search.task import Environment, Ledger, Reward, Task, as_it_is
 from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
 from rlprune.skeleton import BudgetConfig, ScheduleConfig, SearchConfig
+from rlprune.training.alignment import Alignment
 from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
+from rlprune.training.joint import JointTraining
 from rlprune.training.merged import mergeable
 from rlprune.training.recover import Recovery, recover
 from rlprune.training.refresh import BriefRecovery, FineTuning, Recalibration
 
 log = logging.getLogger(__name__)
+FEWEST_IMAGES = 256  # a candidate of joint training is measured on, where nothing is said
 EPISODES_EVERY = 30.0  # seconds between two writes of episodes.csv
 
 
@@ -61,12 +64,19 @@ class PruneJob:
     identity: Identity
     resume: bool
     cache: Path  # folder of what was measured before
+    joint: Callable[[nn.Module, int], JointTraining] | None = None  # (network, epochs): how schedule.joint trains
+    reference: Callable[[], Dense] | None = None  # the dense network that joint training is compared with
     clock: Clock = field(default_factory=Clock)
     _episodes_due: float = 0.0  # on the clock of time.monotonic
     _begun: bool = False
+    _training: JointTraining | None = None
 
     def run(self, dense: Dense) -> None:
-        """Trace, search, recover, test, write."""
+        """Trace, search, recover, test, write.
+
+        Args:
+            dense: the network that is pruned; in joint training with its first weights, and trained in place.
+        """
         with self.clock.phase("trace and verify"):
             graph = self._graph(dense.network)
         evaluator = self._evaluator(dense.network, bool(graph.doubts))
@@ -75,13 +85,15 @@ class PruneJob:
             execution = self._execution(dense.network, graph, evaluator, plan)
         environment = self._environment(graph, evaluator, plan, dense.network, execution)
         states = self.identity.run_dir / "checkpoint"
+        if plan.joint and self.joint is not None:
+            self._training = self.joint(dense.network, plan.steps)
         load = partial(self._load, dense.network, graph, environment, plan, len(evaluator))
         state, passes = self._search(states, environment, plan, load)
         self._require_a_level(state)
-        for phase in ("search", "recovery"):
+        for phase in ("search", "recovery", *(["training"] if plan.joint else [])):
             spent = [getattr(record, f"{phase}_seconds") for record in state.history.steps[-1 if passes else 0 :]]
             self.clock.seconds[phase] = sum(spent) + sum(getattr(entry, f"{phase}_seconds") for entry in passes)
-        networks = self._networks(state, dense, graph)
+        networks, dense = self._networks(state, dense, graph)
         finish(
             networks,
             history=state.history,
@@ -132,6 +144,7 @@ class PruneJob:
                 deciding=partial(keep_measured, folder / "measured.json", environment.ledger),
                 on_episode=self._after_episode,
                 until=until,
+                train=None if self._training is None else partial(self._train, self._training, environment),
             )
 
         if not self.resume:
@@ -145,16 +158,21 @@ class PruneJob:
         self, dense: nn.Module, graph: ChannelGraph, environment: Environment, plan: Schedule, images: int, folder: Path
     ) -> SearchState:
         """The search as its folder has it, or before its first step."""
-        state = load_state(folder, dense, graph, self.agent, environment.ledger) if self.resume or plan.bisected else None
+        training, state = self._training, None
+        if self.resume or plan.bisected:
+            state = load_state(folder, dense, graph, self.agent, environment.ledger, None if training is None else training.take)
         if state is None:
             if plan.bisected:
                 self.agent.load_state_dict({})
             state = start_state(dense, graph, environment.measure(dense))
+        elif training is not None and state.aim is not None:  # nothing has gone yet
+            state.network = state.teacher = training.network
         if not self._begun:
             self._begun = True
-            spent = sum(record.search_seconds + record.recovery_seconds for record in state.history.steps)
+            parts = ("search_seconds", "recovery_seconds", "training_seconds")
+            spent = sum(getattr(record, part) or 0.0 for record in state.history.steps for part in parts)
             self._set_deadline(environment.ledger, spent + seconds_of_passes(folder.parent))
-            forecast = Forecast(self.setup, self.recovery, self.agent, self.identity.seed)
+            forecast = Forecast(self.setup, self.recovery, self.agent, self.identity.seed, training)
             forecast.announce(
                 state,
                 environment,
@@ -188,6 +206,8 @@ class PruneJob:
 
     def _evaluator(self, network: nn.Module, doubtful: bool) -> Evaluator:
         images, samples = self.setup.splits.search, self.search.samples
+        if samples is None and self.schedule.joint:
+            samples = max(FEWEST_IMAGES, len(self.setup.splits.train) // (2 * self.agent.candidates_per_step))
         images = self.setup.dataset.hold(sample(images, samples, numpy_generator(self.identity.seed, "search samples")))
         pairs = () if doubtful else mergeable(network, self.setup.example())
         return Evaluator(images, self.setup.splits.normalization, self.setup.execution, pairs=pairs)
@@ -197,16 +217,32 @@ class PruneJob:
         smallest = size_of(graph, Room(graph, list(self._kept_counts(graph).values())).capacity)
         targets = Targets(self.schedule.sparsity, self.budget.macs, self.budget.params, self.budget.max_drop)
         groups = sum(len(counts) > 1 for counts in self._kept_counts(graph).values())
+        steps = self.schedule.steps or getattr(self.agent, "steps", None) or max(1, groups)
+        if self.schedule.joint:
+            self._check_joint(steps)
         return make_schedule(
             targets=targets,
-            steps=self.schedule.steps or getattr(self.agent, "steps", None) or max(1, groups),
+            steps=steps,
             period=self.schedule.period,
             save_at=self.schedule.save_at,
             dense=dense,
             smallest=smallest,
             free=bool(getattr(self.agent, "decides_size", False)),
             by_layer=bool(getattr(self.agent, "by_layer", False)),
+            joint=self.schedule.joint,
         )
+
+    def _check_joint(self, epochs: int) -> None:
+        warmup: int | None = getattr(self.agent, "warmup_epochs", None)
+        if warmup is None:
+            raise UserError(
+                f"schedule.joint=true: agent={self.identity.choices['agent']} prunes trained networks; choose agent=rlal or another schedule"
+            )
+        if epochs < warmup:
+            raise UserError(
+                f"schedule.steps={epochs} (training.epochs): fewer epochs than the agent's warm-up, agent.warmup_epochs={warmup}; "
+                "train longer or lower it"
+            )
 
     def _kept_counts(self, graph: ChannelGraph) -> dict[str, np.ndarray]:
         limits = Limits(self.schedule.min_keep, self.schedule.round_to, self.schedule.max_sparsity)
@@ -269,6 +305,14 @@ class PruneJob:
 
     # -- during the search ---------------------------------------------------------------------------------------------------------
 
+    def _train(self, training: JointTraining, environment: Environment, state: SearchState) -> float:
+        """An epoch, aligned with the best policy so far, m*, scored anew on the weights as they are now (RLAL, section 3.2.3)."""
+        beta, alignment = float(getattr(self.agent, "beta", 0.0)), None
+        if beta > 0 and state.aim is not None:
+            task = Task(environment, state.network, state.graph, state.step)
+            alignment = Alignment(state.network, state.graph, task.keep(state.aim))
+        return training.train(state.step + 1, alignment, beta)
+
     def _recover(self, network: nn.Module, teacher: nn.Module, epochs: int, phase: str) -> None:
         recover(
             network,
@@ -290,7 +334,7 @@ class PruneJob:
 
     def _after_step(self, state: SearchState, folder: Path) -> None:
         write_steps(self.identity.run_dir, state.history)
-        save_state(folder, state, self.agent)
+        save_state(folder, state, self.agent, None if self._training is None else self._training.state())
 
     @property
     def _units_chosen_by(self) -> str:
@@ -358,20 +402,31 @@ class PruneJob:
 
     # -- after the search ----------------------------------------------------------------------------------------------------------
 
-    def _networks(self, state: SearchState, dense: Dense, graph: ChannelGraph) -> list[Tested]:
-        """The rows of the table: dense, its control, and every level as it was saved."""
+    def _networks(self, state: SearchState, dense: Dense, graph: ChannelGraph) -> tuple[list[Tested], Dense]:
+        """The rows of the table, and the dense network of the first: dense, its control, and every level as it was saved.
+
+        Beside joint training the dense network is another one, trained alone in the same way, unless no control is wanted.
+        """
         macs = graph.cost.macs(np.zeros(len(graph.groups)))
-        networks = [Tested("dense", dense.network, 0.0, 0.0, macs)]
+        networks, first = [], dense
+        if self._training is not None:
+            first = replace(dense, losses=self._training.losses)
+            if self.recovery.control and self.reference is not None:
+                with self.clock.phase("dense"):
+                    first = self.reference()
+            networks.append(Tested(JOINT, dense.network, 0.0, 0.0, macs))
+        if self._training is None or first.network is not dense.network:
+            networks.insert(0, Tested("dense", first.network, 0.0, 0.0, macs))
         if self.recovery.control and state.history.recoveries:
-            network = copy.deepcopy(dense.network)
+            network = copy.deepcopy(first.network)
             with self.clock.phase("control"):
                 for phase, epochs in tqdm(state.history.recoveries, desc=CONTROL, unit="recovery", leave=False):
-                    self._recover(network, dense.network, epochs, phase)
-            networks.append(Tested(CONTROL, network, 0.0, 0.0, macs))
+                    self._recover(network, first.network, epochs, phase)
+            networks.insert(1, Tested(CONTROL, network, 0.0, 0.0, macs))
         for level in {entry["sparsity"]: entry for entry in state.history.levels}.values():  # `pruned` may be a level as well
             before, after = load_levels(self.identity.run_dir / level["folder"], dense.network, graph)
             percent = f"{100 * level['sparsity']:.0f} %"
             networks.append(Tested(f"pruned {percent}", before, level["level"], level["sparsity"], level["macs"]))
             if level["recovered"]:
                 networks.append(Tested(f"recovered {percent}", after, level["level"], level["sparsity"], level["macs"]))
-        return networks
+        return networks, first

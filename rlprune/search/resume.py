@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from rlprune.agents.base import Agent
-from rlprune.checkpoint import load_into, load_tensors, save_tensors, tensors_checksum
+from rlprune.checkpoint import load_into, load_tensors, packed, save_tensors, tensors_checksum, unpacked
 from rlprune.errors import UserError
 from rlprune.files import read_json, write_json
 from rlprune.graph import ChannelGraph, prune
@@ -30,10 +30,24 @@ KEPT = 2
 EVERY = 60.0  # seconds of measuring that a SIGKILL may cost
 
 
-def save_state(folder: Path, state: SearchState, agent: Agent) -> None:
-    """Write the state after a step and forget all but the last two."""
+Further = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and plain values that are kept beside a search."""
+
+
+def save_state(folder: Path, state: SearchState, agent: Agent, further: Further | None = None) -> None:
+    """Write the state after a step and forget all but the last two.
+
+    Args:
+        folder: of the states.
+        state: of the search.
+        agent: that searches.
+        further: what is kept beside.
+    """
     tensors = {f"student.{name}": tensor for name, tensor in state.network.state_dict().items()}
-    tensors |= {f"teacher.{name}": tensor for name, tensor in state.teacher.state_dict().items()}
+    if state.teacher is not state.network:
+        tensors |= {f"teacher.{name}": tensor for name, tensor in state.teacher.state_dict().items()}
+    if further is not None:
+        tensors |= {f"further.{name}": tensor for name, tensor in further[0].items()}
     metadata = {
         "kept": {name: units.tolist() for name, units in state.kept.items()},
         "teacher_kept": {name: units.tolist() for name, units in state.teacher_kept.items()},
@@ -41,8 +55,10 @@ def save_state(folder: Path, state: SearchState, agent: Agent) -> None:
         "dense_accuracy": state.dense_accuracy,
         "carry": state.carry.tolist(),
         "step": state.step,
+        "aim": None if state.aim is None else state.aim.tolist(),
         "history": asdict(state.history),
-        "agent": agent.state_dict(),
+        "agent": packed(agent.state_dict(), tensors, "agent"),
+        "further": None if further is None else further[1],
     }
     save_tensors(folder / f"step-{state.step:04d}.safetensors", tensors, metadata)
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
@@ -54,26 +70,53 @@ def forget_states(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def load_state(folder: Path, dense: nn.Module, graph: ChannelGraph, agent: Agent, ledger: Ledger) -> SearchState | None:
-    """The newest readable state; None where there is none. A damaged file falls back to the one before."""
+def load_state(
+    folder: Path,
+    dense: nn.Module,
+    graph: ChannelGraph,
+    agent: Agent,
+    ledger: Ledger,
+    take: Callable[[dict[str, Tensor], dict[str, Any]], None] | None = None,
+) -> SearchState | None:
+    """The newest readable state; None where there is none. A damaged file falls back to the one before.
+
+    Args:
+        folder: of the states.
+        dense: network that the search started from.
+        graph: its channel graph.
+        agent: that takes up its own state.
+        ledger: likewise.
+        take: what takes up the `further` of `save_state`; it may refuse it with a KeyError, RuntimeError, TypeError or ValueError.
+    """
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             tensors, metadata = load_tensors(path)
-            return _restore(path, tensors, metadata, dense, graph, agent, ledger)
-        except (UserError, KeyError, TypeError, ValueError) as error:
-            log.warning("%s: cannot be used (%s); trying the one before", path, error)
+            state = _restore(path, tensors, metadata, dense, graph, agent, ledger)
+            if take is not None:
+                take(_named(tensors, "further"), metadata["further"])
+            return state
+        except (UserError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            log.warning("%s: cannot be used (%s); trying the one before", path, " ".join(str(error).split())[:200])
     return None
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with a prefix, without it."""
+    return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def _restore(
     path: Path, tensors: dict[str, Any], metadata: dict[str, Any], dense: nn.Module, graph: ChannelGraph, agent: Agent, ledger: Ledger
 ) -> SearchState:
-    networks = {}
-    kept = {}
+    networks: dict[str, nn.Module] = {}
+    kept: dict[str, dict[str, np.ndarray]] = {}
     for role, key in (("student", "kept"), ("teacher", "teacher_kept")):
         kept[role] = {name: np.array(units, dtype=int) for name, units in metadata[key].items()}
+        own = _named(tensors, role)
+        if not own and role == "teacher":  # the network is its own
+            networks[role] = networks["student"]
+            continue
         networks[role] = prune(dense, graph, kept[role])
-        own = {name.removeprefix(f"{role}."): tensor for name, tensor in tensors.items() if name.startswith(f"{role}.")}
         load_into(networks[role], own, str(path))
     history = dict(metadata["history"])
     history["steps"] = [StepRecord(**record) for record in history["steps"]]
@@ -88,9 +131,10 @@ def _restore(
         dense_accuracy=metadata["dense_accuracy"],
         carry=np.array(metadata["carry"], dtype=float),
         step=metadata["step"],
+        aim=None if metadata.get("aim") is None else np.array(metadata["aim"], dtype=int),
         history=History(**history),
     )
-    agent.load_state_dict(metadata["agent"])
+    agent.load_state_dict(unpacked(metadata["agent"], tensors))
     ledger.distinct, ledger.repeated = state.history.candidates, state.history.repeated
     return state
 

@@ -36,11 +36,14 @@ class SearchState:
     dense_accuracy: float
     carry: np.ndarray  # channels that rounding owes each group, shape (group,)
     step: int = 0  # steps done
+    aim: np.ndarray | None = None  # units that go from each group at the end of joint training, as decided by now, shape (group,)
     history: History = field(default_factory=History)
 
 
 Recover = Callable[[nn.Module, nn.Module, int, str], None]
 """(network, teacher, epochs, phase): train the network in place."""
+Train = Callable[[SearchState], float]
+"""Trains the network in place for an epoch, the one of the step that is next; returns its mean loss."""
 
 
 def start_state(network: nn.Module, graph: ChannelGraph, accuracy: float) -> SearchState:
@@ -49,6 +52,15 @@ def start_state(network: nn.Module, graph: ChannelGraph, accuracy: float) -> Sea
     state = SearchState(network, graph, kept, network, dict(kept), accuracy, accuracy, np.zeros(len(graph.groups)))
     state.history.layers += _layer_rows(state)
     return state
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What an epoch of joint training came to; nothing in other searches."""
+
+    train_loss: float | None = None
+    training_seconds: float | None = None
+    accuracy_unpruned: float | None = None
 
 
 def run_search(
@@ -66,6 +78,7 @@ def run_search(
     deciding: Callable[[SearchState], AbstractContextManager[None]] = lambda state: nullcontext(),
     on_episode: Callable[[SearchState], None] = lambda state: None,
     until: int | None = None,
+    train: Train | None = None,
 ) -> SearchState:
     """Carry a search from where it is to its end.
 
@@ -86,21 +99,25 @@ def run_search(
         deciding: around an agent's decision.
         on_episode: called when an agent has reported an episode.
         until: end behind this step, and save nothing when the time is over; None: to the last.
+        train: what a step of joint training begins with.
     """
     ledger = environment.ledger
     while state.step < (until or schedule.steps) and not state.history.stopped:
         step = state.step + 1
+        epoch = _Epoch() if train is None else _trained(state, train, environment)
         started = time.perf_counter()
         ledger.step_start, ledger.measured, ledger.in_time = ledger.distinct, [], 0
         repeated, distinct = ledger.repeated, ledger.distinct
         title = f"search step {step}/{schedule.steps}"
         with deciding(state):
             candidate = _decide(agent, environment, state, numpy_generator(seed, f"agent/{step}"), title, on_episode)
-        _carry_out(state, candidate, environment)
-        search_seconds = time.perf_counter() - started + ledger.known_seconds
-        state.step = step
+        state.step, state.aim = step, candidate.counts
         if ledger.expired and step < schedule.steps:
             state.history.stopped = "max_minutes"
+        channels = state.graph.num_channels - int(candidate.counts @ state.graph.channels_per_unit)
+        if train is None or step == schedule.steps or state.history.stopped:
+            _carry_out(state, candidate, environment)
+        search_seconds = time.perf_counter() - started + ledger.known_seconds
         saves = schedule.saves(step) or (until is None and bool(state.history.stopped))
         before = state.network
         recovery_seconds, accuracy = 0.0, candidate.accuracy
@@ -110,7 +127,7 @@ def run_search(
         state.history.steps.append(
             StepRecord(
                 step=step,
-                sparsity=1 - state.graph.num_channels / environment.dense.channels,
+                sparsity=1 - channels / environment.dense.channels,
                 macs=candidate.macs,
                 params=candidate.params,
                 reward=candidate.reward,
@@ -120,6 +137,7 @@ def run_search(
                 repeated=ledger.repeated - repeated,
                 search_seconds=search_seconds,
                 recovery_seconds=recovery_seconds,
+                **vars(epoch),
             )
         )
         state.history.layers += _layer_rows(state)
@@ -131,6 +149,15 @@ def run_search(
             on_level(state, schedule.levels.get(step), before)
         on_step(state)
     return state
+
+
+def _trained(state: SearchState, train: Train, environment: Environment) -> _Epoch:
+    """An epoch; the network is what the pruned one will be compared with, and its teacher."""
+    started = time.perf_counter()
+    loss = train(state)
+    seconds, accuracy = time.perf_counter() - started, environment.measure(state.network)
+    state.dense_accuracy = state.teacher_accuracy = accuracy
+    return _Epoch(loss, seconds, accuracy)
 
 
 def _decide(
@@ -181,7 +208,7 @@ def _carry_out(state: SearchState, candidate: Any, environment: Environment) -> 
     environment.refresh(state.network)
     state.graph = state.graph.after(keep)
     state.kept = {name: state.kept[name][keep[name]] for name in state.kept}
-    state.carry = candidate.carry
+    state.carry, state.aim = candidate.carry, None
 
 
 def _recovered(state: SearchState, recover: Recover, epochs: int, environment: Environment) -> tuple[float, float]:
@@ -204,7 +231,9 @@ def _switch_teacher(state: SearchState, accuracy: float) -> None:
 
 
 def _layer_rows(state: SearchState) -> list[dict[str, Any]]:
-    return [{"step": state.step, "group": name, "units": len(units)} for name, units in state.kept.items()]
+    gone = np.zeros(len(state.kept), dtype=int) if state.aim is None else state.aim
+    rows = zip(state.kept.items(), gone.tolist(), strict=True)
+    return [{"step": state.step, "group": name, "units": len(units) - count} for (name, units), count in rows]
 
 
 def _advance(bar: Any, accuracy: float) -> None:
@@ -214,8 +243,11 @@ def _advance(bar: Any, accuracy: float) -> None:
 
 def _log_step(record: StepRecord, steps: int) -> None:
     recovered = f", {100 * record.accuracy_recovered:.2f} % after recovery" if record.recovery_seconds else ""
+    if record.accuracy_unpruned is not None:
+        recovered = f" ({100 * record.accuracy_unpruned:.2f} % unpruned){recovered}"
+    trained = "" if record.training_seconds is None else f", training {record.training_seconds:.1f} s"
     log.info(
-        "step %d/%d: sparsity %.1f %%, %.2f M MACs, search split %.2f %%%s; %d candidates in %.1f s",
+        "step %d/%d: sparsity %.1f %%, %.2f M MACs, search split %.2f %%%s; %d candidates in %.1f s%s",
         record.step, steps, 100 * record.sparsity, record.macs / 1e6, 100 * record.accuracy_pruned, recovered,
-        record.candidates, record.search_seconds,
+        record.candidates, record.search_seconds, trained,
     )  # fmt: skip

@@ -47,6 +47,7 @@ class Schedule:
     `goals[k]` holds after step k + 1, `levels` maps steps (from 1) to the sparsity saved there (None: whatever is reached), and the network
     recovers every `period` steps. With `max_drop` (a fraction) every recovery is a whole one, after which the loss is looked at. Where it
     is `bisected`, the agent's bound decides how much goes in all steps but the last, and is sought until that has almost nothing to do.
+    Where it is `joint`, a step is an epoch of training, of which the decision alone is kept: what the last one has decided goes.
     """
 
     goals: tuple[Goal, ...]
@@ -54,6 +55,7 @@ class Schedule:
     period: int
     max_drop: float | None = None
     bisected: bool = False
+    joint: bool = False
 
     @property
     def steps(self) -> int:
@@ -94,6 +96,7 @@ def make_schedule(
     smallest: Size,
     free: bool = False,
     by_layer: bool = False,
+    joint: bool = False,
 ) -> Schedule:
     """Equal steps from the dense network to the targets; the step nearest to a level reaches it exactly.
 
@@ -106,11 +109,14 @@ def make_schedule(
         smallest: size of the network that has lost all it may lose.
         free: the agent decides how much goes where nothing is asked.
         by_layer: it decides layer by layer, in so many steps of which nothing is asked; what the targets ask for is left to one more step.
+        joint: the steps are epochs of training, each of which decides on the whole way.
 
     Raises:
         UserError: as `level_steps`, or a target is out of reach; says what is within it; or targets that do not go together.
     """
     _check_reach(targets, dense, smallest, free)
+    if joint:
+        return _joint(targets, steps, save_at, dense)
     if by_layer:
         return _layer_by_layer(targets, steps, period, save_at, dense)
     done = [step / steps for step in range(1, steps + 1)]  # share of the way behind each step
@@ -128,6 +134,17 @@ def make_schedule(
     fewest = smallest.channels if bound_alone else None
     goals = tuple(_goal(targets, share, dense, fewest, exact=step in levels) for step, share in enumerate(done, start=1))
     return Schedule(goals, dict(sorted(levels.items())), period, None if targets.max_drop is None else targets.max_drop / 100)
+
+
+def _joint(targets: Targets, steps: int, save_at: Sequence[float], dense: Size) -> Schedule:
+    if save_at:
+        raise UserError(f"schedule.save_at={list(save_at)}: joint training prunes once, at its end; schedule.save_at=[]")
+    if targets.max_drop is not None:
+        raise UserError(
+            f"budget.max_drop={targets.max_drop}: joint training is told how much goes: budget.macs, budget.params or schedule.sparsity"
+        )
+    goals = (_goal(targets, 1.0, dense, None, exact=True),) * steps
+    return Schedule(goals, {steps: targets.sparsity}, steps, joint=True)
 
 
 def _layer_by_layer(targets: Targets, steps: int, period: int, save_at: Sequence[float], dense: Size) -> Schedule:

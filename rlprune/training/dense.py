@@ -11,6 +11,7 @@ from torch import nn
 
 from rlprune.checkpoint import load_into, load_tensors, load_weights, save_tensors
 from rlprune.data.base import Splits
+from rlprune.data.batches import Batches
 from rlprune.errors import UserError
 from rlprune.provenance import provenance
 from rlprune.seeding import seed_globals
@@ -125,13 +126,18 @@ def obtain_dense(network: nn.Module, splits: Splits, *, source: Source, training
     return Dense(network.eval(), str(source.path), seen, losses)
 
 
+def dense_batches(splits: Splits, training: Training, execution: Execution, seed: int, phase: str) -> Batches:
+    """What dense training sees: the training split with its own augmentation."""
+    how = replace(splits.augmentation, randaugment=training.randaugment, mixup=training.mixup, cutmix=training.cutmix)
+    return training_batches(replace(splits, augmentation=how), training.batch_size, execution, seed, phase)
+
+
 def _train(network: nn.Module, splits: Splits, training: Training, execution: Execution, seed: int, saver: Saver) -> list[float]:
     network.to(execution.device)
     seed_globals(seed, "dense training")
-    how = replace(splits.augmentation, randaugment=training.randaugment, mixup=training.mixup, cutmix=training.cutmix)
     return fit(
         network,
-        training_batches(replace(splits, augmentation=how), training.batch_size, execution, seed, "dense training"),
+        dense_batches(splits, training, execution, seed, "dense training"),
         epochs=training.epochs,
         loss=cross_entropy(training.label_smoothing),
         recipe=training.recipe,

@@ -93,6 +93,102 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, epochs: int
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: shape(step) * (min(1.0, (step + 1) / warm) if warm else 1.0))
 
 
+class Trainer:
+    """A training in place that goes on an epoch at a time.
+
+    Losses are summed on the device and read once an epoch, so that no step waits for the host.
+
+    Args:
+        model: any network of class scores.
+        batches: of its training images.
+        epochs: to train.
+        recipe: optimizer and schedule.
+        execution: device, precision, memory format.
+        description: what it is called.
+        saver: keeps the state now and then, and hands it back in a training that goes on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        *,
+        epochs: int,
+        recipe: Recipe,
+        execution: Execution,
+        description: str,
+        saver: Saver | None = None,
+    ) -> None:
+        self.model, self.batches, self.recipe, self.execution = model, batches, recipe, execution
+        self.description, self.saver = description, saver
+        self._memory_format = execution.memory_format(model, training=True)
+        model.to(memory_format=self._memory_format).train()
+        optimizer = recipe.optimizer(parameter_groups(model))
+        self.progress = Progress(
+            network=model,
+            optimizer=optimizer,
+            scheduler=make_scheduler(optimizer, recipe, epochs, len(batches)),
+            average=None if recipe.ema is None else Average(model, recipe.ema),
+            total=torch.zeros((), device=execution.device),
+            identity="" if saver is None else f"{saver.identity} {type(optimizer).__name__} {execution.training} {execution.device.type}",
+            epochs=epochs,
+            batches=len(batches),
+        )
+        self._forward = torch.compile(model) if execution.compile else model
+
+    @property
+    def done(self) -> bool:
+        """No epoch is left."""
+        return self.progress.epoch == self.progress.epochs
+
+    def epoch(self, loss: Loss, advance: Callable[[], object]) -> float:
+        """Train to the end of the epoch that it is in; returns its mean loss.
+
+        Args:
+            loss: of a batch.
+            advance: called behind every batch.
+
+        Raises:
+            UserError: the loss or a weight is no longer finite.
+        """
+        progress, started = self.progress, time.monotonic()
+        self.model.to(memory_format=self._memory_format).train()
+        with careful_kernels(self.model, self.execution.device, folded=not self.execution.compile):
+            for images, labels in self.batches.epoch(progress.epoch, start=progress.batch):
+                self._step(images.contiguous(memory_format=self._memory_format), labels, loss)
+                progress.batch += 1
+                advance()
+                if self.saver is not None and progress.batch < len(self.batches):
+                    self.saver.save_if_due(progress)
+        progress.end_epoch()
+        if time.monotonic() - started > TELL_SECONDS:
+            log.info("%s: epoch %d/%d, loss %.4f", self.description, progress.epoch, progress.epochs, progress.losses[-1])
+        _require_finite(self.model, progress.losses[-1], f"{self.description}, epoch {progress.epoch}")
+        return progress.losses[-1]
+
+    def finish(self) -> None:
+        """Give the network the average of its weights, where there is one, and put it in eval mode."""
+        if self.progress.average is not None:
+            self.progress.average.write_back()
+        self.model.eval()
+
+    def _step(self, images: Tensor, labels: Tensor, loss: Loss) -> None:
+        """One update; nothing in it waits for the device."""
+        progress = self.progress
+        with self.execution.autocast(training=True):
+            logits = self._forward(images)
+        value = loss(logits.float(), images, labels)
+        progress.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        if self.recipe.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(progress.network.parameters(), self.recipe.clip_norm)
+        progress.optimizer.step()
+        progress.scheduler.step()
+        if progress.average is not None:
+            progress.average.update(progress.steps + 1)
+        progress.total += value.detach()
+
+
 def fit(
     model: nn.Module,
     batches: Batches,
@@ -105,19 +201,17 @@ def fit(
     saver: Saver | None = None,
     progress_bar: bool = True,
 ) -> list[float]:
-    """Train in place and return the mean loss of each epoch.
-
-    Losses are summed on the device and read once an epoch, so that no step waits for the host.
+    """Train in place to the end and return the mean loss of each epoch.
 
     Args:
-        model: any network of class scores.
-        batches: of its training images.
-        epochs: to train.
+        model: as those that follow, of a `Trainer`.
+        batches: see there.
+        epochs: see there.
         loss: of a batch.
-        recipe: optimizer and schedule.
-        execution: device, precision, memory format.
+        recipe: see there.
+        execution: see there.
         description: of the progress bar.
-        saver: keeps the state now and then, and hands it back in a training that goes on.
+        saver: see there.
         progress_bar: whether there is one.
 
     Raises:
@@ -125,67 +219,19 @@ def fit(
     """
     if epochs == 0:
         return []
-    memory_format = execution.memory_format(model, training=True)
-    model.to(memory_format=memory_format).train()
-    optimizer = recipe.optimizer(parameter_groups(model))
-    progress = Progress(
-        network=model,
-        optimizer=optimizer,
-        scheduler=make_scheduler(optimizer, recipe, epochs, len(batches)),
-        average=None if recipe.ema is None else Average(model, recipe.ema),
-        total=torch.zeros((), device=execution.device),
-        identity="" if saver is None else f"{saver.identity} {type(optimizer).__name__} {execution.training} {execution.device.type}",
-        epochs=epochs,
-        batches=len(batches),
-    )
+    trainer = Trainer(model, batches, epochs=epochs, recipe=recipe, execution=execution, description=description, saver=saver)
+    progress = trainer.progress
     if saver is not None:
         saver.restore(progress)
-    forward = torch.compile(model) if execution.compile else model
     bar = tqdm(total=epochs * len(batches), initial=progress.steps, desc=description, unit="batch", leave=False, disable=not progress_bar)
-    with careful_kernels(model, execution.device, folded=not execution.compile), bar:
-        while progress.epoch < epochs:
-            started = time.monotonic()
-            for images, labels in batches.epoch(progress.epoch, start=progress.batch):
-                _step(progress, forward, images.contiguous(memory_format=memory_format), labels, loss, recipe.clip_norm, execution)
-                progress.batch += 1
-                bar.update()
-                if saver is not None and progress.batch < len(batches):
-                    saver.save_if_due(progress)
-            progress.end_epoch()
-            if time.monotonic() - started > TELL_SECONDS:
-                log.info("%s: epoch %d/%d, loss %.4f", description, progress.epoch, epochs, progress.losses[-1])
+    with bar:
+        while not trainer.done:
+            trainer.epoch(loss, bar.update)
             bar.set_postfix(epoch=f"{progress.epoch}/{epochs}", loss=f"{progress.losses[-1]:.3f}")
-            _require_finite(model, progress.losses[-1], f"{description}, epoch {progress.epoch}")
             if saver is not None:
                 saver.save_if_due(progress)
-    if progress.average is not None:
-        progress.average.write_back()
-    model.eval()
+    trainer.finish()
     return progress.losses
-
-
-def _step(
-    progress: Progress,
-    forward: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    loss: Loss,
-    clip_norm: float | None,
-    execution: Execution,
-) -> None:
-    """One update; nothing in it waits for the device."""
-    with execution.autocast(training=True):
-        logits = forward(images)
-    value = loss(logits.float(), images, labels)
-    progress.optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(progress.network.parameters(), clip_norm)
-    progress.optimizer.step()
-    progress.scheduler.step()
-    if progress.average is not None:
-        progress.average.update(progress.steps + 1)
-    progress.total += value.detach()
 
 
 def _require_finite(model: nn.Module, loss: float, where: str) -> None:

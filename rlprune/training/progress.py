@@ -195,12 +195,20 @@ class Saver:
         self.path, self.identity, self.minutes, self.resume = path, identity, minutes, resume
         self._last, self._cost = time.monotonic(), 0.0
 
-    def restore(self, progress: Progress) -> None:
-        """Take up the kept state, if there is one; a file that cannot be used is left aside with a warning."""
+    def restore(self, progress: Progress, behind: int | None = None) -> None:
+        """Take up the kept state, if there is one; a file that cannot be used is left aside with a warning.
+
+        Args:
+            progress: that takes it.
+            behind: a state that is not between the end of this epoch and that of the next is of no use.
+        """
         if not self.resume or not self.path.exists():
             return
         try:
-            progress.take(*load_tensors(self.path))
+            tensors, facts = load_tensors(self.path)
+            if behind is not None and not (behind, 0) < (int(facts["epoch"]), int(facts["batch"])) <= (behind + 1, 0):
+                return
+            progress.take(tensors, facts)
         except (UserError, KeyError, RuntimeError, TypeError, ValueError) as error:
             log.warning("%s: cannot be used (%s); training from the start", self.path, " ".join(str(error).split())[:200])
             return

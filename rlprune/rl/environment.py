@@ -1,0 +1,77 @@
+"""A model of an environment that changes from epoch to epoch (RLAL, section 3.2.1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlprune.rl.gru import GRU
+from rlprune.rl.networks import Perceptron
+
+START = "copy"
+
+
+@dataclass(frozen=True)
+class Modelling:
+    """How the environment is modelled.
+
+    Args:
+        embedding: numbers that stand for an epoch.
+        gru_hidden: numbers of z, what the recurrent network says of the environment.
+        decoder_hidden: widths of the decoder's hidden layers.
+        lr: learning rate of embeddings, recurrent network and decoder (Adam).
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    embedding: int
+    gru_hidden: int
+    decoder_hidden: Sequence[int]
+    lr: float
+
+    def __post_init__(self) -> None:
+        for name, width in (("embedding", self.embedding), ("gru_hidden", self.gru_hidden)):
+            if width < 1:
+                raise ValueError(f"{name}={width}: must be ≥ 1")
+        if not self.decoder_hidden or min(self.decoder_hidden) < 1:
+            raise ValueError(f"decoder_hidden={list(self.decoder_hidden)}: must be widths ≥ 1, such as [300,300]")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr}: must be > 0")
+
+
+class EnvironmentModel(nn.Module):
+    """An embedding e for every epoch, z_t = GRU(e_1, …, e_t), and a decoder: (state, action, z) → reward.
+
+    Args:
+        modelling: sizes.
+        num_features: of an observation.
+        epochs: that have an embedding.
+        generator: of the first weights.
+    """
+
+    def __init__(self, modelling: Modelling, *, num_features: int, epochs: int, generator: np.random.Generator) -> None:
+        super().__init__()
+        weights = torch.Generator().manual_seed(int(generator.integers(2**63)))
+        scale = {"small": 0.1, "zero": 0.0}.get(START, 1.0)
+        self.embeddings = nn.Parameter(scale*torch.randn(epochs, modelling.embedding, generator=weights))
+        self.gru = GRU(modelling.embedding, modelling.gru_hidden, weights)
+        self.decoder = Perceptron(num_features + 1 + modelling.gru_hidden, modelling.decoder_hidden, weights)
+
+    @torch.no_grad()
+    def begin(self, epoch: int) -> None:
+        """The embedding of an epoch starts as a copy of its predecessor's."""
+        if epoch and START == "copy":
+            self.embeddings[epoch] = self.embeddings[epoch - 1]
+
+    def states(self, epochs: int) -> Tensor:
+        """Z of the first epochs, (epoch, gru_hidden)."""
+        states: Tensor = self.gru(self.embeddings[:epochs])
+        return states
+
+    def forward(self, observations: Tensor, actions: Tensor, states: Tensor) -> Tensor:
+        """(N, feature), (N, 1), z of each, (N, gru_hidden) → rewards, (N, 1)."""
+        rewards: Tensor = self.decoder(torch.cat([observations, actions, states], dim=1))
+        return rewards
