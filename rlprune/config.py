@@ -36,6 +36,7 @@ def register() -> None:
     """Put the skeletons where the yaml files' defaults lists find them."""
     OmegaConf.register_new_resolver("folder", _folder, replace=True)
     OmegaConf.register_new_resolver("unless", _unless, replace=True)
+    OmegaConf.register_new_resolver("when", _when, replace=True)
     store = ConfigStore.instance()
     for name, schema in (
         ("train", TrainConfig),
@@ -50,6 +51,11 @@ def register() -> None:
 def _unless(others: Mapping[str, Any], value: Any) -> Any:
     """A default that steps back where one of the other settings is there."""
     return value if all(other is None for other in others.values()) else None
+
+
+def _when(condition: bool, value: Any, otherwise: Any) -> Any:
+    """A default that depends on a setting that is true or false."""
+    return value if condition else otherwise
 
 
 def _folder(path: str | None) -> str:

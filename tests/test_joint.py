@@ -170,12 +170,12 @@ def test_nothing_goes_before_the_last_epoch(tmp_path):
     assert state.aim is None
     assert job.recovered == [(2, "recover step 4", job.network)]  # the network as it was trained is the teacher
     assert [level for level, _ in job.levels] == [None]
-    (_, before), = job.levels
+    ((_, before),) = job.levels
     assert sum(p.numel() for p in before.parameters()) == state.history.steps[-1].params == job.graph.params(state.kept)
     assert sum(p.numel() for p in job.network.parameters()) == job.dense.params
     for row in state.history.steps:
         assert row.macs <= 0.5 * job.dense.macs
-        assert row.accuracy_unpruned is not None and row.train_loss is not None and row.training_seconds is not None
+        assert None not in (row.accuracy_unpruned, row.train_loss, row.training_seconds)
     assert state.dense_accuracy == state.history.steps[-1].accuracy_unpruned != 0.5
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rlprune.rl.gru import GRU
 from rlprune.rl.networks import Perceptron
 
-START = "copy"
+FIRST = 0.1  # standard deviation of the first epoch's embedding: at 1, Adam takes many epochs to get anywhere else
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,14 @@ class EnvironmentModel(nn.Module):
     def __init__(self, modelling: Modelling, *, num_features: int, epochs: int, generator: np.random.Generator) -> None:
         super().__init__()
         weights = torch.Generator().manual_seed(int(generator.integers(2**63)))
-        scale = {"small": 0.1, "zero": 0.0}.get(START, 1.0)
-        self.embeddings = nn.Parameter(scale*torch.randn(epochs, modelling.embedding, generator=weights))
+        self.embeddings = nn.Parameter(FIRST * torch.randn(epochs, modelling.embedding, generator=weights))
         self.gru = GRU(modelling.embedding, modelling.gru_hidden, weights)
         self.decoder = Perceptron(num_features + 1 + modelling.gru_hidden, modelling.decoder_hidden, weights)
 
     @torch.no_grad()
     def begin(self, epoch: int) -> None:
-        """The embedding of an epoch starts as a copy of its predecessor's."""
-        if epoch and START == "copy":
+        """The embedding of an epoch starts where its predecessor's is: no episode says more of an epoch before it was played."""
+        if epoch:
             self.embeddings[epoch] = self.embeddings[epoch - 1]
 
     def states(self, epochs: int) -> Tensor:

@@ -15,9 +15,9 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 class Recurrence(torch.autograd.Function):
-    """What cannot be done for all steps at once; with h before a step, W and b of three gates, and what the input says of them, x:
+    """What cannot be done for all steps at once, from x, what the inputs say to the three gates.
 
-    reset r = σ(x_r + W_r h + b_r), update u = σ(x_u + W_u h + b_u), new n = tanh(x_n + r (W_n h + b_n)), h' = (1 − u) n + u h.
+    With reset r = σ(x_r + W_r h + b_r), update u = σ(x_u + W_u h + b_u) and new n = tanh(x_n + r (W_n h + b_n)), h' = (1 − u) n + u h.
     """
 
     @staticmethod

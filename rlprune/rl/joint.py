@@ -30,7 +30,14 @@ class JointLearner:
     """
 
     def __init__(
-        self, learning: Learning, modelling: Modelling | None, *, num_features: int, most: float, epochs: int, generator: np.random.Generator
+        self,
+        learning: Learning,
+        modelling: Modelling | None,
+        *,
+        num_features: int,
+        most: float,
+        epochs: int,
+        generator: np.random.Generator,
     ) -> None:
         if epochs < 1:
             raise ValueError(f"epochs={epochs}: must be ≥ 1")
@@ -81,31 +88,32 @@ class JointLearner:
         Returns:
             The means of critic_loss, actor_loss and decoder_loss; None where there was no step, or nothing that has such a loss.
         """
-        names = ("critic_loss", "actor_loss", "decoder_loss")
-        losses: list[tuple[float | None, ...]] = []
-        if len(self.replay) >= self.batch_size:
-            losses = [self._step(*self.replay.sample_with_epochs(self.batch_size, generator), generator) for _ in range(updates)]
-        found = [[loss for loss in each if loss is not None] for each in zip(*losses, strict=True)] if losses else [[], [], []]
-        return {name: float(np.mean(each)) if each else None for name, each in zip(names, found, strict=True)}
+        losses: dict[str, list[float]] = {"critic_loss": [], "actor_loss": [], "decoder_loss": []}
+        for _ in range(updates if len(self.replay) >= self.batch_size else 0):
+            batch, epochs = self.replay.sample_with_epochs(self.batch_size, generator)
+            if self.model is not None:
+                loss, states = self._decode(self.model, batch, epochs)
+                losses["decoder_loss"].append(loss)
+                batch = replace(
+                    batch,
+                    observations=np.concatenate([batch.observations, states], axis=1),
+                    next_observations=np.concatenate([batch.next_observations, states], axis=1),
+                )
+            found = self.sac.update(batch, generator)
+            losses["critic_loss"].append(found.critic)
+            losses["actor_loss"].append(found.actor)
+        return {name: float(np.mean(each)) if each else None for name, each in losses.items()}
 
-    def _step(self, batch: Batch, epochs: np.ndarray, generator: np.random.Generator) -> tuple[float, float, float | None]:
-        """One gradient step of everything, for which z is computed once."""
-        decoder_loss = None
-        if self.model is not None:
-            states = self.model.states(self.begun)[torch.from_numpy(epochs)]
-            rewards = self.model(torch.from_numpy(batch.observations), torch.from_numpy(batch.actions), states)
-            loss = F.mse_loss(rewards, torch.from_numpy(batch.rewards))
-            self._optimizer.zero_grad()
-            loss.backward()
-            self._optimizer.step()
-            decoder_loss, self._states, seen = loss.item(), None, states.detach().numpy()  # actor and critics don't move z
-            batch = replace(
-                batch,
-                observations=np.concatenate([batch.observations, seen], axis=1),
-                next_observations=np.concatenate([batch.next_observations, seen], axis=1),
-            )
-        losses = self.sac.update(batch, generator)
-        return losses.critic, losses.actor, decoder_loss
+    def _decode(self, model: EnvironmentModel, batch: Batch, epochs: np.ndarray) -> tuple[float, np.ndarray]:
+        """One step of the model; its loss, and z of each transition as it was, which actor and critics see but do not move."""
+        states = model.states(self.begun)[torch.from_numpy(epochs)]
+        rewards = model(torch.from_numpy(batch.observations), torch.from_numpy(batch.actions), states)
+        loss = F.mse_loss(rewards, torch.from_numpy(batch.rewards))
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._states = None
+        return loss.item(), states.detach().numpy()
 
     @torch.inference_mode()
     def predict(self, observations: np.ndarray, actions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
@@ -117,9 +125,8 @@ class JointLearner:
         if self.model is None:
             raise ValueError("modelling=None: there is no decoder to predict rewards")
         seen = torch.as_tensor(self._seen(observations, epochs), dtype=torch.float32)
-        columns = observations.shape[1]
-        actions_ = torch.as_tensor(actions, dtype=torch.float32).reshape(-1, 1)
-        rewards: np.ndarray = self.model(seen[:, :columns], actions_, seen[:, columns:])[:, 0].numpy()
+        features, states = seen.tensor_split([observations.shape[1]], dim=1)
+        rewards: np.ndarray = self.model(features, torch.as_tensor(actions, dtype=torch.float32).reshape(-1, 1), states)[:, 0].numpy()
         return rewards
 
     def _seen(self, observations: np.ndarray, epochs: np.ndarray) -> np.ndarray:
@@ -139,14 +146,17 @@ class JointLearner:
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that learns or remembers: nested dicts and lists of numbers and tensors."""
         model = None if self.model is None else {"weights": dict(self.model.state_dict()), "optimizer": moments(self._optimizer)}
-        return copy.deepcopy({"begun": self.begun, "sac": self.sac.state_dict(), "model": model, "replay": self.replay.state_dict()})
+        state = {"epochs": self.epochs, "begun": self.begun, "sac": self.sac.state_dict(), "model": model}
+        return copy.deepcopy({**state, "replay": self.replay.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue as the one that was saved: the same generators give the same numbers, bit for bit.
 
         Raises:
-            ValueError: one of the two has a model of the environment and the other has not, or their replays differ in size.
+            ValueError: that one had other epochs or another size of replay, or one of the two has no model of the environment.
         """
+        if state["epochs"] != self.epochs:
+            raise ValueError(f"epochs={self.epochs}: must be {state['epochs']}, as in the run that is resumed")
         if (state["model"] is None) != (self.model is None):
             raise ValueError("modelling: must be as in the run that is resumed, with a model of the environment or without")
         self.replay.load_state_dict(state["replay"])

@@ -119,7 +119,7 @@ class SoftActorCritic:
         observations, actions = torch.from_numpy(batch.observations), torch.from_numpy(batch.actions)
         noise, next_noise = normal((2, len(batch), 1), generator)
         targets = self.targets(batch, next_noise)
-        critic_loss = sum(F.mse_loss(critic(observations, actions), targets) for critic in self.critics)  # eq. 5
+        critic_loss = torch.stack([F.mse_loss(critic(observations, actions), targets) for critic in self.critics]).sum()  # eq. 5
         self._critic_optimizer.zero_grad()
         critic_loss.backward()
         self._critic_optimizer.step()
@@ -135,7 +135,7 @@ class SoftActorCritic:
 
     @torch.no_grad()
     def targets(self, batch: Batch, noise: Tensor) -> Tensor:
-        """y = r + γ (1 − done) (min Q'(s', a') − α log π(a' | s')), a' drawn by noise; (N, 1)."""
+        """The critics' y = r + γ (1 − done) (min Q'(s', a') − α log π(a' | s')), a' drawn by noise; (N, 1)."""
         next_observations = torch.from_numpy(batch.next_observations)
         actions, log_probability = self.actor(next_observations, noise)
         soft_values = least(self.target_critics, next_observations, actions) - self.entropy * log_probability

@@ -236,7 +236,7 @@ class PruneJob:
         warmup: int | None = getattr(self.agent, "warmup_epochs", None)
         if warmup is None:
             raise UserError(
-                f"schedule.joint=true: agent={self.identity.choices['agent']} prunes trained networks; choose agent=rlal or another schedule"
+                f"schedule.joint=true: agent={self.identity.choices['agent']} prunes trained networks; use agent=rlal or another schedule"
             )
         if epochs < warmup:
             raise UserError(

@@ -46,7 +46,8 @@ class Alignment:
         if self._owners is None:
             return torch.zeros(0)
         squares = [
-            weight.index_select(dim, entries).movedim(dim, 0).reshape(len(entries), -1).square().sum(1) for weight, dim, entries in self._entries
+            weight.index_select(dim, entries).movedim(dim, 0).reshape(len(entries), -1).square().sum(1)
+            for weight, dim, entries in self._entries
         ]
         sums = torch.cat(squares)
         return sums.new_zeros(self.num_units).index_add(0, self._owners, sums).clamp(min=TINY).sqrt()
