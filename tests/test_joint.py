@@ -12,16 +12,22 @@ import pandas as pd
 import pytest
 import torch
 from conftest import last_line, metrics
+from torch import nn
 
 import rlprune
 from rlprune.agents.rlal import RLAL
 from rlprune.checkpoint import load_tensors, packed, unpacked
 from rlprune.config import conf_dir, load_yaml
+from rlprune.data.base import Augmentation, Images, Normalization, Splits
 from rlprune.search.resume import keep_measured, load_state, save_state
 from rlprune.search.runner import run_search, start_state
 from rlprune.search.schedule import Size, Targets, make_schedule
 from rlprune.search.task import Environment, Ledger, Task
 from rlprune.training.alignment import Alignment
+from rlprune.training.dense import Training, dense_batches
+from rlprune.training.execution import Execution, Way
+from rlprune.training.fit import Recipe, cross_entropy, fit
+from rlprune.training.joint import JointTraining
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 KEEP = {"stem": [0, 1, 2, 5], "a": [3], "b": [0, 1, 2, 3, 4, 5]}
@@ -97,6 +103,114 @@ def test_units_that_it_has_brought_to_zero_can_go_without_a_trace(name):
     small = rlprune.prune(network, graph, keep)
     torch.testing.assert_close(small(EXAMPLE), network(EXAMPLE))
     assert not torch.allclose(outputs, network(EXAMPLE))
+
+
+# -- the weights' side -------------------------------------------------------------------------------------------------------------------
+
+
+def training(**changes):
+    recipe = Recipe(partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4), "one_cycle", (), 0.5, 0, None, None)
+    settings = {"epochs": 3, "batch_size": 16, "label_smoothing": 0.1, "randaugment": None, "mixup": 0.0, "cutmix": 0.0}
+    return Training(**settings, save_minutes=60.0, recipe=replace(recipe, **changes))
+
+
+def images():
+    """Bright images are class 1."""
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(96) % 2
+    pixels = (labels.view(-1, 1, 1, 1) * 100 + torch.randint(0, 120, (96, 3, 8, 8), generator=generator)).byte()
+    return Splits(
+        Images(pixels, labels), Images(pixels, labels), Normalization((0.5,) * 3, (0.25,) * 3), ("dark", "bright"), Augmentation(crop=1)
+    )
+
+
+CPU = Execution(torch.device("cpu"), None, (Way(None, torch.channels_last),), "auto", False)
+
+
+def small():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Conv2d(8, 6, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2),
+    )  # fmt: skip
+
+
+def joint(network, folder, epochs=3, resume=False, **changes):
+    return JointTraining(
+        network, images(), training=training(**changes), epochs=epochs, execution=CPU, seed=0,
+        state=folder / "joint.safetensors", identity="x", resume=resume,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ema", [None, 0.8])
+def test_an_epoch_at_a_time_comes_to_the_same_weights_as_all_at_once(tmp_path, ema):
+    at_once, by_epoch = small(), small()
+    at_once[3].p = by_epoch[3].p = 0.0  # whose random numbers begin anew with every epoch of joint training
+    how = training(ema=ema)
+    losses = fit(
+        at_once, dense_batches(images(), how, CPU, 0, "joint training"), epochs=3, loss=cross_entropy(0.1), recipe=how.recipe,
+        execution=CPU, description="x",
+    )  # fmt: skip
+    job = joint(by_epoch, tmp_path, ema=ema)
+    for epoch in (1, 2, 3):
+        assert job.train(epoch, None, 0.0) == losses[epoch - 1]
+        assert not by_epoch.training
+        torch.rand(7)  # as a search may
+        by_epoch(EXAMPLE)
+    assert all(torch.equal(tensor, by_epoch.state_dict()[name]) for name, tensor in at_once.state_dict().items())
+
+
+def test_units_that_go_shrink_while_the_network_is_trained_and_the_others_do_not(tmp_path):
+    norms = {}
+    for beta in (0.0, 0.05):
+        network = small()
+        graph = rlprune.trace(network.eval(), EXAMPLE)
+        gone, stay = (Alignment(network, graph, keep) for keep in (KEEP_SMALL, {"0": [4, 5, 6, 7], "4": [2, 3, 4, 5]}))
+        job = joint(network, tmp_path / str(beta), epochs=12)
+        for epoch in range(1, 13):
+            job.train(epoch, gone, beta)
+        norms[beta] = gone.norms().detach(), stay.norms().detach()
+    assert (gone.num_units, stay.num_units) == (8, 6)
+    shrunk, as_without = (now / before for now, before in zip(norms[0.05], norms[0.0], strict=True))
+    assert shrunk.max() < 0.7
+    assert as_without.min() > 0.9
+
+
+def test_an_epoch_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlprune.training.progress.SHARE", 1e9)
+
+    def run(folder, after=None):
+        network = small()
+        graph = rlprune.trace(network.eval(), EXAMPLE)
+        job, calls = joint(network, folder, resume=True), []
+        job._saver.minutes = 0.0
+        step = type(job._trainer)._step
+
+        def counted(*arguments):
+            calls.append(1)
+            if len(calls) == after:
+                raise KeyboardInterrupt
+            return step(*arguments)
+
+        monkeypatch.setattr(type(job._trainer), "_step", counted)
+        try:
+            for epoch in (1, 2, 3):
+                job.train(epoch, Alignment(network, graph, KEEP_SMALL) if epoch == 1 else None, 0.05)  # no state but the file's
+        finally:
+            monkeypatch.setattr(type(job._trainer), "_step", step)
+        return network, len(calls)
+
+    whole, count = run(tmp_path / "whole")
+    assert count == 18
+    for after in (1, 3, 6):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / str(after), after)
+        again, rest = run(tmp_path / str(after))
+        assert rest == 18 - after + 1
+        assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+KEEP_SMALL = {"0": [0, 1, 2, 3], "4": [0, 1]}
 
 
 # -- a step is an epoch ------------------------------------------------------------------------------------------------------------------
