@@ -333,6 +333,17 @@ def test_every_episode_meets_the_budget_within_one_unit(tmp_path):
     assert len(episodes) == 24
 
 
+def test_random_episodes_then_draws_of_the_policy_and_its_means_last(tmp_path):
+    job = Flat(tmp_path, epochs=3, rlal=agent(episodes=3, updates=1, warmup_epochs=1))
+    job.run()
+    episodes = pd.DataFrame(load_history(tmp_path))
+    assert episodes.groupby("step")["policy"].agg(list).tolist() == [["random"] * 3, *[["sampled", "sampled", "greedy"]] * 2]
+    assert episodes["decoder_loss"].notna().tolist() == [False] * 2 + [True] * 7
+    job = Flat(tmp_path / "one", epochs=2, rlal=agent(episodes=1, updates=1, warmup_epochs=0))
+    job.run()
+    assert pd.DataFrame(load_history(tmp_path / "one"))["policy"].tolist() == ["sampled"] * 2
+
+
 def load_history(folder):
     return load_tensors(max(folder.glob("step-*")))[1]["history"]["episodes"]
 

@@ -94,8 +94,8 @@ class PruneJob:
             spent = [getattr(record, f"{phase}_seconds") for record in state.history.steps[-1 if passes else 0 :]]
             self.clock.seconds[phase] = sum(spent) + sum(getattr(entry, f"{phase}_seconds") for entry in passes)
         if plan.joint:
-            spent = self.clock.seconds
-            log.info("the agent took %.0f %% of the time of training", 100 * spent["search"] / spent["training"])
+            share = self.clock.seconds["search"] / self.clock.seconds["training"]
+            log.info("the agent took %.0f %% of the time of training", 100 * share)
         networks, dense = self._networks(state, dense, graph)
         finish(
             networks,
