@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # RLAL on CIFAR-10 in an image folder, from scratch to half of the MACs, in what a CPU can do; beside it, for the same number of epochs, the
 # network trained dense, the dense network pruned by AMC and fine-tuned, and uniformly narrower layers trained from scratch; then the
-# ablation of Table 3, random policies, and (resnet20) 5 and 15 episodes an epoch, a row of Figure 2.
+# ablation of Table 3, candidates without new batch-norm statistics, random policies, and (resnet20) 5 and 15 episodes an epoch, a row of Figure 2.
 # usage: scripts/cifar10_rlal.sh FOLDER resnet20|resnet56 [key=value ...]     FOLDER holds train/<class>/ and test/<class>/
 # A run that was killed goes on where it was, and one that is done is passed over: start the same line again.
 # In a twentieth of the paper's epochs its β would hardly move a weight, so that β is ten times as large.
@@ -32,6 +32,7 @@ run amc agent=amc criterion=l1 agent.episodes=200 agent.warmup=50 "${looks[@]}" 
 if [[ $model == resnet20 ]]; then
   run no_embeddings "${rlal[@]}" agent.epoch_embeddings=false "$@"
   run no_embeddings_no_lasso "${rlal[@]}" agent.epoch_embeddings=false agent.soft_regularization=false "$@"
+  run no_statistics "${rlal[@]}" search.recalibrate_bn=0 "$@" # as in the paper
   run random "${rlal[@]}" "agent.warmup_epochs=$epochs" "$@"
   run 5_episodes "${rlal[@]}" agent.episodes=5 "$@"
   run 15_episodes "${rlal[@]}" agent.episodes=15 "$@"
