@@ -37,4 +37,4 @@ if [[ $model == resnet20 ]]; then
   run 5_episodes "${rlal[@]}" agent.episodes=5 "$@"
   run 15_episodes "${rlal[@]}" agent.episodes=15 "$@"
 fi
-rlprune report runs="$out/*"
+python "$(dirname "$0")/rlal_table.py" "$out"
