@@ -2,6 +2,8 @@
 
 import json
 import math
+import runpy
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import last_line, metrics
 from torch import nn
 
@@ -479,6 +482,49 @@ def test_beside_it_stands_the_same_network_trained_alone(rlprune):
     line = [word for word in SMOKE if word.split("=")[0] not in ("agent", "agent.episodes")]
     assert rlprune(*line, "agent=uniform", "recovery=finetune", "paths.run=outputs/b")[0] == 0
     assert [row | {"level": 0} for row in metrics(result("outputs/b")["rows"][:1])] == metrics(result("outputs/a")["rows"][:1])
+
+
+def script(monkeypatch, name, *arguments):
+    path = Path(__file__).parent.parent / "scripts" / name
+    monkeypatch.setattr("sys.argv", [str(path), *map(str, arguments)])
+    return runpy.run_path(str(path), run_name="__main__")
+
+
+def test_scripts_draw_and_tabulate_finished_runs(rlprune, monkeypatch, capsys):
+    assert rlprune(*SMOKE, "paths.run=outputs/all/rlal")[0] == 0
+    assert rlprune(*SMOKE, "agent.episodes=2", "recovery.control=false", "paths.run=outputs/all/two")[0] == 0
+    script(monkeypatch, "rewards_figure.py", "rewards.png", "agent.episodes", "outputs/all/rlal", "outputs/all/two")
+    assert Path("rewards.png").read_bytes().startswith(b"\x89PNG")
+    for words in (("agent.nothing", "outputs/all/rlal"), ("agent.episodes", "outputs/none")):
+        with pytest.raises(SystemExit) as error:
+            script(monkeypatch, "rewards_figure.py", "no.png", *words)
+        assert words[1] in str(error.value)
+    assert not Path("no.png").exists()
+    capsys.readouterr()
+    script(monkeypatch, "rlal_table.py", "outputs/all")
+    table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.strip().splitlines()]
+    rows = {row[0]: dict(zip(table[0], row, strict=True)) for row in table[2:]}
+    assert list(rows) == ["dense", "dense + same recovery epochs", "rlal", "two"]
+    control, last = result("outputs/all/rlal")["rows"][1], result("outputs/all/rlal")["rows"][-1]
+    assert rows["rlal"]["Δ"] == f"{100 * (last['top1'] - control['top1']):+.2f}"
+    assert rows["rlal"]["candidates"] == str(result("outputs/all/rlal")["search"]["candidates"])
+    assert rows["dense + same recovery epochs"]["Δ"] == "+0.00"
+
+
+def test_a_preset_is_a_sweep_that_goes_on(rlprune):
+    line = ("prune", "experiment=rlal_ablation", "model=resnet20", "dataset=digits", "debug=smoke", "model.width=0.25", "device=cpu")
+    line += ("precision=fp32", "recovery.control=false", "agent.updates=1", "agent.episodes=2", "schedule.steps=1")
+    assert rlprune(*line)[0] == 0
+    folders = sorted(Path("outputs/rlal_ablation").glob("*/"))
+    switches = [yaml.safe_load((folder / "config.yaml").read_text())["agent"] for folder in folders]
+    found = [(agent["epoch_embeddings"], agent["soft_regularization"]) for agent in switches]
+    assert found == [(True, True), (True, False), (False, True), (False, False)]
+    before = (folders[0] / "result.json").read_text()
+    shutil.rmtree(folders[2])
+    code, out, _ = rlprune(*line)
+    assert (code, out.count("that run is done")) == (0, 3)
+    assert (folders[0] / "result.json").read_text() == before
+    assert (folders[2] / "result.json").exists()
 
 
 class StopError(BaseException):
