@@ -50,13 +50,13 @@ def plot_training(path: Path, steps: Sequence[StepRecord], rows: Sequence[Row]) 
     epochs = [step.step for step in steps]
     for label, name, colour, style in (
         ("whole network (search split)", "accuracy_unpruned", COLOURS[0], "o-"),
-        ("as the best policy would prune it (search split)", "accuracy_pruned", COLOURS[1], "v-"),
+        ("what the best policy leaves (search split)", "accuracy_pruned", COLOURS[1], "v-"),
     ):
         axes.plot(epochs, [100 * getattr(step, name) for step in steps], style, color=colour, markersize=4, linewidth=1, label=label)
     last = rows[-1]
     axes.errorbar(
         [epochs[-1] + 0.5], [100 * last.top1], yerr=[100 * last.standard_error],
-        fmt="D", color=COLOURS[2], capsize=4, label=f"{last.name} (test split, ± standard error)", zorder=3,
+        fmt="D", color=COLOURS[2], capsize=4, label=f"{last.name} (test split, ± SE)", zorder=3,
     )  # fmt: skip
     axes.axhline(100 * rows[0].top1, color="0.4", linestyle=":", label=f"{rows[0].name} (test split)")
     axes.set_xlabel("epoch")
@@ -119,7 +119,7 @@ def plot_episodes(path: Path, episodes: Sequence[dict[str, Any]]) -> None:
     frame = pd.DataFrame(episodes, index=range(1, len(episodes) + 1))
     place = frame[[name for name in ("step", "group") if name in frame]]
     search = place.ne(place.shift()).any(axis=1).cumsum()
-    panels = ["reward", *(name for name in ("critic_loss", "actor_loss") if name in frame and frame[name].notna().any())]
+    panels = ["reward", *(name for name in ("critic_loss", "actor_loss", "decoder_loss") if name in frame and frame[name].notna().any())]
     figure, axes = _figure(height=1.2 + 2.1 * len(panels), rows=len(panels))
     for panel, label in zip(axes, panels, strict=True):
         panel.plot(frame[label], ".", markersize=4, color=COLOURS[0], label="episode" if label == "reward" else None)
@@ -127,7 +127,7 @@ def plot_episodes(path: Path, episodes: Sequence[dict[str, Any]]) -> None:
             for number, best in frame["best"].groupby(search):
                 panel.plot(best, "-", color=COLOURS[1], label="best so far" if number == 1 else None)
         panel.set_ylabel(label.replace("_", " "))
-        panel.set_yscale("log" if label == "critic_loss" else "linear")  # a squared error, over orders of magnitude
+        panel.set_yscale("log" if label in ("critic_loss", "decoder_loss") else "linear")  # squared errors, over orders of magnitude
         for end in frame.index[search.diff() > 0]:
             panel.axvline(end - 0.5, color="0.6", linewidth=0.8, linestyle=":")
     axes[0].legend(frameon=False)
