@@ -1,6 +1,5 @@
 """A whole pruning run: everything between a dense network and the last file in its folder."""
 
-import copy
 import logging
 import math
 import time
@@ -13,24 +12,23 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from rlprune.agents.base import Agent
 from rlprune.criteria.base import Criterion
 from rlprune.data.base import sample
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph, freeze_failures, trace
-from rlprune.results.artefact import load_levels, save_artefact
-from rlprune.results.finish import Tested, finish
+from rlprune.results.artefact import save_artefact
+from rlprune.results.finish import finish
 from rlprune.results.record import Clock, Identity, write_episodes, write_steps
-from rlprune.results.tables import CONTROL, JOINT
 from rlprune.search.bisection import Pass, bisected_search, forget_passes, seconds_of_passes
 from rlprune.search.execution import choose_execution
 from rlprune.search.forecast import Forecast
 from rlprune.search.limits import Limits, Room
+from rlprune.search.outcome import compared, targets_reached
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
-from rlprune.search.schedule import Schedule, Size, Targets, make_schedule, size_of
+from rlprune.search.schedule import Schedule, Targets, make_schedule, size_of
 from rlprune.search.task import Environment, Ledger, Reward, Task, as_it_is
 from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
@@ -96,7 +94,17 @@ class PruneJob:
         if plan.joint:
             share = self.clock.seconds["search"] / self.clock.seconds["training"]
             log.info("the agent took %.0f %% of the time of training", 100 * share)
-        networks, dense = self._networks(state, dense, graph)
+        networks, dense = compared(
+            state.history,
+            dense,
+            graph,
+            run_dir=self.identity.run_dir,
+            recover=self._recover,
+            control=self.recovery.control,
+            clock=self.clock,
+            trained=None if self._training is None else self._training.losses,
+            reference=self.reference,
+        )
         finish(
             networks,
             history=state.history,
@@ -107,7 +115,7 @@ class PruneJob:
             job=self.identity,
             facts={
                 "execution": execution,
-                "targets": self._targets(state, environment.dense),
+                "targets": targets_reached(state.history, self._targets, environment.dense),
                 "units_chosen_by": self._units_chosen_by,
                 **({"passes": [entry.facts() for entry in passes]} if passes else {}),
             },
@@ -218,13 +226,12 @@ class PruneJob:
     def _plan(self, graph: ChannelGraph) -> Schedule:
         dense = size_of(graph, np.zeros(len(graph.groups), dtype=int))
         smallest = size_of(graph, Room(graph, list(self._kept_counts(graph).values())).capacity)
-        targets = Targets(self.schedule.sparsity, self.budget.macs, self.budget.params, self.budget.max_drop)
         groups = sum(len(counts) > 1 for counts in self._kept_counts(graph).values())
         steps = self.schedule.steps or getattr(self.agent, "steps", None) or max(1, groups)
         if self.schedule.joint:
             self._check_joint(steps)
         return make_schedule(
-            targets=targets,
+            targets=self._targets,
             steps=steps,
             period=self.schedule.period,
             save_at=self.schedule.save_at,
@@ -234,6 +241,10 @@ class PruneJob:
             by_layer=bool(getattr(self.agent, "by_layer", False)),
             joint=self.schedule.joint,
         )
+
+    @property
+    def _targets(self) -> Targets:
+        return Targets(self.schedule.sparsity, self.budget.macs, self.budget.params, self.budget.max_drop)
 
     def _check_joint(self, epochs: int) -> None:
         warmup: int | None = getattr(self.agent, "warmup_epochs", None)
@@ -387,49 +398,3 @@ class PruneJob:
                 f"budget.max_drop={self.budget.max_drop}: {100 * record.sparsity:.1f} % of the channels cost {lost:.2f} points already; "
                 "raise it, recovery.final_epochs, or schedule.steps for smaller steps"
             )
-
-    def _targets(self, state: SearchState, dense: Size) -> dict[str, dict[str, float]]:
-        """What was asked for and what the smallest network that was saved reaches; says which does not hold."""
-        level = next(level for level in state.history.levels if level["folder"] == "pruned")
-        reached = {
-            "schedule.sparsity": (self.schedule.sparsity, level["sparsity"]),
-            "budget.macs": (self.budget.macs, level["macs"] / dense.macs),
-            "budget.params": (self.budget.params, level["params"] / dense.params),
-        }
-        targets = {key: {"asked": asked, "reached": found} for key, (asked, found) in reached.items() if asked is not None}
-        for key, target in targets.items():
-            short = target["asked"] - target["reached"] if key == "schedule.sparsity" else target["reached"] - target["asked"]
-            if short > 1e-9:
-                log.warning("%s=%g: not reached; the network saved has %.4f", key, target["asked"], target["reached"])
-        return targets
-
-    # -- after the search ----------------------------------------------------------------------------------------------------------
-
-    def _networks(self, state: SearchState, dense: Dense, graph: ChannelGraph) -> tuple[list[Tested], Dense]:
-        """The rows of the table, and the dense network of the first: dense, its control, and every level as it was saved.
-
-        Beside joint training the dense network is another one, trained alone in the same way, unless no control is wanted.
-        """
-        macs = graph.cost.macs(np.zeros(len(graph.groups)))
-        networks, first = [], dense
-        if self._training is not None:
-            first = replace(dense, losses=self._training.losses)
-            if self.recovery.control and self.reference is not None:
-                with self.clock.phase("dense"):
-                    first = self.reference()
-            networks.append(Tested(JOINT, dense.network, 0.0, 0.0, macs))
-        if self._training is None or first.network is not dense.network:
-            networks.insert(0, Tested("dense", first.network, 0.0, 0.0, macs))
-        if self.recovery.control and state.history.recoveries:
-            network = copy.deepcopy(first.network)
-            with self.clock.phase("control"):
-                for phase, epochs in tqdm(state.history.recoveries, desc=CONTROL, unit="recovery", leave=False):
-                    self._recover(network, first.network, epochs, phase)
-            networks.insert(1, Tested(CONTROL, network, 0.0, 0.0, macs))
-        for level in {entry["sparsity"]: entry for entry in state.history.levels}.values():  # `pruned` may be a level as well
-            before, after = load_levels(self.identity.run_dir / level["folder"], dense.network, graph)
-            percent = f"{100 * level['sparsity']:.0f} %"
-            networks.append(Tested(f"pruned {percent}", before, level["level"], level["sparsity"], level["macs"]))
-            if level["recovered"]:
-                networks.append(Tested(f"recovered {percent}", after, level["level"], level["sparsity"], level["macs"]))
-        return networks, first
