@@ -52,10 +52,10 @@ def agent(**changes):
 
 
 def own_entries(network, group):
-    """What makes each unit of a group, by hand: rows of its producers, their biases, scales and shifts of norms behind them."""
+    """What makes each unit of a group, by hand: rows of its producers, their biases, scales and shifts behind them."""
     for member in group.members:
         weight = dict(network.named_parameters()).get(member.tensor)
-        if weight is not None and member.role in ("out", "channel"):
+        if weight is not None and member.role in ("out", "channel", "raw"):
             yield weight, member
 
 
@@ -90,7 +90,7 @@ def test_its_gradient_pulls_the_units_that_go_and_no_others(traced):
     assert {name for name, equal in same.items() if not equal} == set()  # what stays has not moved
 
 
-@pytest.mark.parametrize("name", ["Plain", "FlattenHead", "Residual", "Concat", "Depthwise", "Transposed", "Shared"])
+@pytest.mark.parametrize("name", ["Plain", "FlattenHead", "Residual", "Concat", "Depthwise", "Transposed", "Shared", "LayerScale"])
 def test_units_that_it_has_brought_to_zero_can_go_without_a_trace(name):
     network = nets.randomised(getattr(nets, name)()).eval()
     graph = rlprune.trace(network, EXAMPLE)
@@ -106,6 +106,15 @@ def test_units_that_it_has_brought_to_zero_can_go_without_a_trace(name):
     small = rlprune.prune(network, graph, keep)
     torch.testing.assert_close(small(EXAMPLE), network(EXAMPLE))
     assert not torch.allclose(outputs, network(EXAMPLE))
+
+
+def test_scales_and_shifts_outside_norms_belong_to_a_unit():
+    network = nets.randomised(nets.LayerScale())
+    graph = rlprune.trace(network, EXAMPLE)
+    Alignment(network, graph, {"a": [0, 2]})().backward()
+    gone = [unit for unit in range(len(network.a.bias)) if unit not in (0, 2)]
+    for weight in (network.a.bias, network.scale, network.shift):
+        assert weight.grad.reshape(-1).nonzero()[:, 0].tolist() == gone
 
 
 # -- the weights' side -------------------------------------------------------------------------------------------------------------------

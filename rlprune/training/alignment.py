@@ -6,16 +6,17 @@ from torch import Tensor, nn
 from rlprune.graph import ChannelGraph
 from rlprune.graph.channel_graph import Keep
 
-OWN = ("out", "channel")  # roles of the entries that make a unit: filters, biases, scales and shifts of norms
+OWN = ("out", "channel", "raw")  # roles of the entries that make a unit: filters, biases, scales and shifts, in norms or outside
 TINY = 1e-12  # squared norm of a unit that counts as zero, whose gradient is none
 
 
 class Alignment:
     """R(W; m*) = Σ ‖W_unit‖₂ over the units that a plan removes.
 
-    W_unit is all that makes the unit: its filters in every producing layer, their biases, and the scales and shifts of the norms behind
-    them; a unit whose norm is zero contributes nothing to what follows, so that its removal changes nothing. (Filters alone, which the
-    norms behind them would scale up again, could vanish and leave the outputs as they are.)
+    W_unit is all that makes the unit: its filters in every producing layer, their biases, and the scales and shifts behind them, be they of
+    norms or the network's own (layer scale, position embeddings); a unit whose norm is zero contributes nothing to what follows, so that
+    its removal changes nothing. (Filters alone, which the norms behind them would scale up again, could vanish and leave the outputs as
+    they are.)
 
     Args:
         network: whose weights they are; the same tensors are read at every call.
