@@ -90,7 +90,9 @@ def tensors_checksum(tensors: Mapping[str, Tensor]) -> int:
     """CRC-32 of names and values."""
     checksum = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum))
+        checksum = zlib.crc32(name.encode(), checksum)
+        if tensors[name].numel():  # an empty array's stride may be 0, which cannot be viewed as bytes
+            checksum = zlib.crc32(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data, checksum)
     return checksum
 
 

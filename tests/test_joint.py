@@ -19,7 +19,7 @@ from torch import nn
 
 import rlprune
 from rlprune.agents.rlal import RLAL
-from rlprune.checkpoint import load_tensors, packed, unpacked
+from rlprune.checkpoint import load_tensors, packed, save_tensors, unpacked
 from rlprune.config import conf_dir, load_yaml
 from rlprune.data.base import Augmentation, Images, Normalization, Splits
 from rlprune.search.resume import keep_measured, load_state, save_state
@@ -397,6 +397,16 @@ def test_the_time_is_over_in_the_middle(tmp_path):
 # -- what is kept of the agent -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_memory_of_nothing_is_kept(tmp_path):
+    learner = agent()._learner_of(9, 2, np.random.default_rng(0))
+    tensors = {}
+    packed(learner.state_dict(), tensors, "agent")
+    assert not len(tensors["agent.replay.epochs"])
+    save_tensors(tmp_path / "s.safetensors", tensors)
+    back, _ = load_tensors(tmp_path / "s.safetensors")
+    assert all(torch.equal(tensor, back[name]) for name, tensor in tensors.items())
+
+
 def test_values_with_tensors_in_them_come_back():
     value = {"a": [1, {"b": torch.arange(3), "c": None}], "d": torch.ones(2, 2, dtype=torch.bfloat16), "e": "x", "f": 0.5}
     tensors = {}
@@ -476,6 +486,12 @@ def test_a_run_needs_no_dense_network(rlprune):
     assert rlprune("evaluate", "run=outputs/a", "device=cpu", "precision=fp32", "paths.run=outputs/e")[0] == 0
     assert result("outputs/e")["rows"][0]["top1"] == rows[2]["top1"]
     assert not Path("outputs/a/checkpoint").exists()
+
+
+def test_a_time_that_is_over_before_the_first_episode_ends_with_a_network(rlprune):
+    assert rlprune(*SMOKE, "recovery.control=false", "schedule.max_minutes=0.0001", "paths.run=outputs/a")[0] == 0
+    rows = result("outputs/a")["rows"]
+    assert rows[-1]["macs"] <= 0.5 * rows[0]["macs"]
 
 
 def rlprune_load(folder):
