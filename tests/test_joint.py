@@ -437,6 +437,13 @@ def test_parts_that_are_off_are_not_there(tmp_path):
     assert sizes["all"] == embeddings + gru + decoder - 16 * 17
 
 
+def test_one_that_has_learned_before_its_last_epoch_does_not_say_that_it_has_not(tmp_path, caplog):
+    Flat(tmp_path, epochs=3, rlal=agent(batch_size=3), max_candidates=1).run()  # behind the first epoch it measures m* alone
+    assert "has learned nothing" not in caplog.text
+    Flat(tmp_path / "b", epochs=3, rlal=agent(batch_size=4), max_candidates=1).run()
+    assert "has learned nothing, as agent.batch_size=4 is more than all its actions" in caplog.text
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -109,7 +109,6 @@ class RLAL:
         env, epoch = task.layers(features=STATE, pr_max=self.pr_max), task.step
         learner = self._learner_of(env.num_features, task.steps, generator)
         learner.begin(epoch)
-        learned = False
 
         acts = {
             "random": lambda state: self.pr_max * float(generator.random()),
@@ -118,21 +117,19 @@ class RLAL:
         }
 
         def play_one(number: int) -> tuple[Episode, dict[str, Any]]:
-            nonlocal learned
             policy = "random" if epoch < self.warmup_epochs else "greedy" if 0 < number == self.episodes - 1 else "sampled"
             episode, losses = play(env, acts[policy]), {}  # line 5
             if episode.complete:  # lines 6 and 7
                 for transition in episode.with_last_reward():
                     learner.store(transition, epoch)
                 losses = learner.update(self.updates, generator)
-                learned |= losses["critic_loss"] is not None
             return episode, {"policy": policy, **losses}
 
         units = task.graph.num_units.tolist()
         best = np.array(self._best) if self._best is not None and self._units == units else None
         best = best_episode(task, self.episodes, play_one, best)  # line 8
         self._best, self._units = best.tolist(), units
-        if not learned and task.step + 1 == task.steps:
+        if len(learner.replay) < self.learning.batch_size and task.step + 1 == task.steps:
             log.warning("agent: has learned nothing, as agent.batch_size=%d is more than all its actions", self.learning.batch_size)
         return task.evaluate_counts(best)
 
