@@ -638,6 +638,7 @@ def test_weights_that_are_given_are_gone_on_from_and_the_run_says_so(rlprune):
     ("words", "message"),
     [
         (("agent.episodes=0",), "agent.episodes=0: must be ≥ 1"),
+        (("agent.decoder_lr=0",), "agent.decoder_lr=0.0: must be > 0"),
         (("budget.macs=0.001",), "budget.macs=0.001: 0."),
         (("agent.warmup_epochs=3",), "schedule.steps=2 (training.epochs): fewer epochs than the agent's warm-up, agent.warmup_epochs=3"),
         (("schedule.save_at=[0.2]",), "schedule.save_at=[0.2]"),

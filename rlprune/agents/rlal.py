@@ -88,6 +88,8 @@ class RLAL:
             raise ValueError(f"beta={beta}: must be ≥ 0")
         if updates < 1:
             raise ValueError(f"updates={updates}: must be ≥ 1")
+        if decoder_lr <= 0:
+            raise ValueError(f"decoder_lr={decoder_lr}: must be > 0")
         self.learning = Learning(hidden, actor_lr, critic_lr, entropy, discount, tau, replay_size, batch_size)
         modelling = Modelling(embedding, gru_hidden, decoder_hidden, decoder_lr)
         self.modelling = modelling if epoch_embeddings else None
