@@ -421,6 +421,17 @@ def test_values_with_tensors_in_them_come_back():
         unpacked(plain, {})
 
 
+def test_where_no_state_fits_the_agent_is_as_it_was(tmp_path):
+    def refuse(tensors, facts):
+        raise ValueError("it is the state of another training")  # as on another device
+
+    job = Flat(tmp_path)
+    job.run()
+    new, ledger = agent(), Ledger()
+    assert load_state(tmp_path, job.network, job.graph, new, ledger, refuse) is None
+    assert (new.state_dict(), ledger.distinct) == (agent().state_dict(), 0)
+
+
 def test_parts_that_are_off_are_not_there(tmp_path):
     sizes = {}
     for name, changes in {"all": {}, "no embeddings": {"epoch_embeddings": False}, "no lasso": {"soft_regularization": False}}.items():

@@ -91,9 +91,11 @@ def load_state(
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             tensors, metadata = load_tensors(path)
-            state = _restore(path, tensors, metadata, dense, graph, agent, ledger)
-            if take is not None:
+            state = _restore(path, tensors, metadata, dense, graph)
+            if take is not None:  # before the agent, which a search that starts anew must find as it was
                 take(_named(tensors, "further"), metadata["further"])
+            agent.load_state_dict(unpacked(metadata["agent"], tensors))
+            ledger.distinct, ledger.repeated = state.history.candidates, state.history.repeated
             return state
         except (UserError, KeyError, RuntimeError, TypeError, ValueError) as error:
             log.warning("%s: cannot be used (%s); trying the one before", path, " ".join(str(error).split())[:200])
@@ -105,9 +107,7 @@ def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def _restore(
-    path: Path, tensors: dict[str, Any], metadata: dict[str, Any], dense: nn.Module, graph: ChannelGraph, agent: Agent, ledger: Ledger
-) -> SearchState:
+def _restore(path: Path, tensors: dict[str, Any], metadata: dict[str, Any], dense: nn.Module, graph: ChannelGraph) -> SearchState:
     networks: dict[str, nn.Module] = {}
     kept: dict[str, dict[str, np.ndarray]] = {}
     for role, key in (("student", "kept"), ("teacher", "teacher_kept")):
@@ -121,7 +121,7 @@ def _restore(
     history = dict(metadata["history"])
     history["steps"] = [StepRecord(**record) for record in history["steps"]]
     history["recoveries"] = [(phase, epochs) for phase, epochs in history["recoveries"]]
-    state = SearchState(
+    return SearchState(
         network=networks["student"],
         graph=graph.after(kept["student"]),
         kept=kept["student"],
@@ -134,9 +134,6 @@ def _restore(
         aim=None if metadata.get("aim") is None else np.array(metadata["aim"], dtype=int),
         history=History(**history),
     )
-    agent.load_state_dict(unpacked(metadata["agent"], tensors))
-    ledger.distinct, ledger.repeated = state.history.candidates, state.history.repeated
-    return state
 
 
 # -- within a step ---------------------------------------------------------------------------------------------------------------------
