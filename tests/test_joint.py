@@ -222,6 +222,14 @@ def test_an_epoch_that_was_interrupted_goes_on(tmp_path, monkeypatch):
         assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
+def test_a_damaged_state_of_an_epoch_costs_that_epoch_and_says_so(tmp_path, caplog):
+    (tmp_path / "joint.safetensors").write_bytes(b"")
+    job = joint(small(), tmp_path, resume=True)
+    job._trainer.progress.epoch, job._trainer.progress.losses = 1, [0.5]
+    job.train(2, None, 0.0)
+    assert "training epoch 2 from its start" in caplog.text
+
+
 KEEP_SMALL = {"0": [0, 1, 2, 3], "4": [0, 1]}
 
 

@@ -210,7 +210,8 @@ class Saver:
                 return
             progress.take(tensors, facts)
         except (UserError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            log.warning("%s: cannot be used (%s); training from the start", self.path, " ".join(str(error).split())[:200])
+            anew = "training from the start" if behind is None else f"training epoch {behind + 1} from its start"
+            log.warning("%s: cannot be used (%s); %s", self.path, " ".join(str(error).split())[:200], anew)
             return
         log.info("going on behind epoch %d, batch %d", progress.epoch, progress.batch)
 
