@@ -35,6 +35,8 @@ def curve(folder: Path, key: str) -> tuple[str, str, pd.Series]:
         if not isinstance(value, dict) or name not in value:
             raise UserError(f"{folder}: its config.yaml has no {key}")
         value = value[name]
+    if isinstance(value, dict):
+        raise UserError(f"{key}: is a group of settings; name one of them: {', '.join(f'{key}.{name}' for name in value)}")
     model = next((word.partition("=")[2] for word in text.partition("\n")[0].split() if word.startswith("model=")), "model")
     macs = config["budget"]["macs"]
     panel = f"{model}, {100 * (1 - macs):.0f} % of the MACs pruned" if macs else f"{model}, sparsity {config['schedule']['sparsity']}"

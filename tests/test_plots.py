@@ -153,3 +153,38 @@ def test_what_was_best_in_one_search_is_not_drawn_into_the_next(monkeypatch, pla
     assert lines == [[[1, 1], [2, 5]], [[3, 1], [4, 5]]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["episode", "best so far"]
     assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [2.5]
+
+
+@pytest.fixture
+def rewards_figure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("# model=vgg11 agent=rlal\nagent: {episodes: 5}\nbudget: {macs: 0.5}\n")
+    (folder / "metrics.csv").write_text("step,reward,train_loss\n1,0.5,2.0\n2,0.6,1.0\n")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["rewards_figure.py", *words])
+        return runpy.run_path(str(ROOT / "scripts/rewards_figure.py"), run_name="__main__")
+
+    return run
+
+
+def test_rewards_are_drawn_by_a_setting_that_tells_runs_apart(rewards_figure):
+    curve = rewards_figure("out.png", "agent.episodes", "run")["curve"]
+    assert Path("out.png").stat().st_size > 0
+    panel, label, rewards = curve(Path("run"), "agent.episodes")
+    assert (panel, label, rewards.tolist()) == ("vgg11, 50 % of the MACs pruned", "episodes: 5", [0.5, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("key", "run", "message"),
+    [
+        ("agent", "run", "agent: is a group of settings; name one of them: agent.episodes"),
+        ("agent.nope", "run", "run: its config.yaml has no agent.nope"),
+        ("agent.episodes", "nowhere", "nowhere: is no run"),
+    ],
+)
+def test_rewards_that_cannot_be_drawn_are_refused_in_one_line(rewards_figure, key, run, message):
+    with pytest.raises(SystemExit, match=message):
+        rewards_figure("out.png", key, run)
