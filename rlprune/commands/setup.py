@@ -23,7 +23,7 @@ from rlprune.provenance import provenance
 from rlprune.results.origin import Origin
 from rlprune.seeding import seed_globals
 from rlprune.setup import Setup
-from rlprune.skeleton import RecipeConfig, RunConfig, TrainingConfig
+from rlprune.skeleton import PruneConfig, RecipeConfig, RunConfig, TrainingConfig
 from rlprune.training.dense import Dense, Source, Training, dense_path, obtain_dense
 from rlprune.training.execution import Execution, choose_execution
 from rlprune.training.fit import Recipe
@@ -211,8 +211,14 @@ def make_start(config: RunConfig, setup: Setup, network: nn.Module) -> Dense:
     return Dense(network, "first weights" if given is None else given, "no" if given is None else "unknown", [])
 
 
-def make_joint(config: RunConfig, setup: Setup, network: nn.Module, epochs: int, run_dir: Path) -> JointTraining:
+def make_joint(config: PruneConfig, setup: Setup, network: nn.Module, epochs: int, run_dir: Path) -> JointTraining:
     """The training that a search goes along with."""
+    if config.recovery.control and epochs != config.training.epochs:
+        log.warning(
+            "schedule.steps=%d: joint training goes on for so many epochs, but the dense network beside it for training.epochs=%d; "
+            "set training.epochs alone to train them alike",
+            epochs, config.training.epochs,
+        )  # fmt: skip
     return JointTraining(
         network,
         setup.splits,
