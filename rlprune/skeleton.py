@@ -191,6 +191,8 @@ def check_ranges(config: Any) -> None:
         _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
         _require(config.dense_seed >= 0, f"dense_seed={config.dense_seed}", "must be ≥ 0")
     if isinstance(config, PruneConfig):
+        known = not config.schedule.joint or config.schedule.steps is not None
+        _require(known, "schedule.steps=null", "must be the epochs of joint training, such as schedule.steps='${training.epochs}'")
         epochs = config.schedule.joint and config.training.epochs == config.schedule.steps == 0
         _require(not epochs, "training.epochs=0", "must be ≥ 1 for joint training, which trains from scratch")
         _check_schedule(config.schedule)

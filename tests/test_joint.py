@@ -663,6 +663,7 @@ def test_weights_that_are_given_are_gone_on_from_and_the_run_says_so(rlprune):
         (("agent.warmup_epochs=3",), "schedule.steps=2 (training.epochs): fewer epochs than the agent's warm-up, agent.warmup_epochs=3"),
         (("schedule.save_at=[0.2]",), "schedule.save_at=[0.2]"),
         (("budget.max_drop=1",), "budget.max_drop=1.0: joint training is told how much goes"),
+        (("schedule.steps=null",), "schedule.steps=null: must be the epochs of joint training"),
         (("training.epochs=0", "schedule.steps=0"), "training.epochs=0: must be ≥ 1 for joint training"),
         (("agent=amc", "agent.episodes=5", "agent.warmup=1", "schedule=joint"), "schedule.joint=true: agent=amc prunes trained networks"),
         (("agent.epoch_embedings=false",), "agent.epoch_embedings"),
