@@ -77,7 +77,7 @@ def plot_layers(path: Path, layers: Sequence[dict[str, Any]]) -> None:
     steps = list(sparsity.columns)
     shown = list(range(0, len(steps), max(1, len(steps) // 12)))
     axes.set_xticks(shown, [str(steps[index]) for index in shown])
-    axes.set_xlabel("pruning step (0: dense)")
+    axes.set_xlabel("step (0: dense)")
     axes.set_ylabel("channel group, in network order")
     figure.colorbar(image, ax=axes, label="units removed (%)")
     _save(figure, path)
