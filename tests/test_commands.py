@@ -720,7 +720,7 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "device=cuda:77"), "device=cuda:77: this machine has"),
         (
             ("prune", "agent=sac"),
-            "agent=sac: unknown; choose one of amc, ddpg, depgraph, global, like, mcq, random_rates, random_search, reinforce, uniform",
+            "agent=sac: unknown; choose one of amc, ddpg, depgraph, global, like, mcq, random_rates, random_search, reinforce, rlal, uniform",
         ),
         (("prune", "schedule.stepz=1"), "schedule.stepz: no such key (did you mean schedule.steps?)"),
         (("prune", "+foo=1"), "foo: no such key"),
@@ -744,7 +744,7 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "channels_last=maybe"), "channels_last=maybe"),
         (
             ("prune", "agent="),
-            "agent=: unknown; choose one of amc, ddpg, depgraph, global, like, mcq, random_rates, random_search, reinforce, uniform",
+            "agent=: unknown; choose one of amc, ddpg, depgraph, global, like, mcq, random_rates, random_search, reinforce, rlal, uniform",
         ),
         (("prune", "model=null"), "a group was set to null"),
         (("prune", "agent=ddpg", "agent.pr_max=1.5"), "agent.pr_max=1.5: must be in (0, 1)"),
@@ -843,7 +843,7 @@ def test_the_bare_command_help_version_and_completion(rlprune, monkeypatch):
     assert rlprune("--version")[1].startswith("rlprune ")
     code, out, _ = rlprune("prune", "--help")
     assert code == 0
-    assert "agent: amc, ddpg, depgraph, global, like, mcq, random_rates, random_search, reinforce, uniform" in out
+    assert "agent: amc, ddpg, depgraph, global, like, mcq, random_rates, random_search, reinforce, rlal, uniform" in out
     code, out, _ = rlprune("prune", "--cfg", "job", "agent=uniform")
     assert (code, "rlprune.agents.uniform.Uniform" in out) == (0, True)
     monkeypatch.setenv("COMP_LINE", "rlprune pr")
