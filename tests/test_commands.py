@@ -849,7 +849,7 @@ def test_the_bare_command_help_version_and_completion(rlprune, monkeypatch):
     monkeypatch.setenv("COMP_LINE", "rlprune pr")
     assert rlprune("-sc", "query=bash")[1].split() == ["prune"]
     monkeypatch.setenv("COMP_LINE", "rlprune prune agent=")
-    agents = "amc ddpg depgraph global like mcq random_rates random_search reinforce uniform".split()
+    agents = "amc ddpg depgraph global like mcq random_rates random_search reinforce rlal uniform".split()
     assert rlprune("-sc", "query=bash")[1].split() == [f"agent={name}" for name in agents]
     monkeypatch.delenv("COMP_LINE")
     code, out, _ = rlprune("-sc", "install=bash")
