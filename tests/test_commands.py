@@ -720,7 +720,8 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "device=cuda:77"), "device=cuda:77: this machine has"),
         (
             ("prune", "agent=sac"),
-            "agent=sac: unknown; choose one of amc, ddpg, depgraph, global, like, mcq, random_rates, random_search, reinforce, rlal, uniform",
+            "agent=sac: unknown; choose one of amc, ddpg, depgraph, global, like, mcq, random_rates, random_search, reinforce, rlal, "
+            "uniform",
         ),
         (("prune", "schedule.stepz=1"), "schedule.stepz: no such key (did you mean schedule.steps?)"),
         (("prune", "+foo=1"), "foo: no such key"),
