@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlprune.rl.networks import Perceptron
+from rlprune.rl.settings import check_rates, check_widths
 
 SURE = 10.0  # samples in which a policy that is as sure as it can be decides once against what it says, on average
 FEW = 27  # elements of a filter
@@ -45,10 +46,8 @@ class Learning:
             raise ValueError(
                 f"samples={self.samples}: baseline=leave_one_out compares with the others, so it needs 2 or more; or baseline=none"
             )
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden={list(self.hidden)}: must be widths ≥ 1, such as [64]")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr}: must be > 0")
+        check_widths("[64]", hidden=self.hidden)
+        check_rates(lr=self.lr)
         if self.initial_keep is not None and not 0 < self.initial_keep < 1:
             raise ValueError(f"initial_keep={self.initial_keep}: must be in (0, 1), or null")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlprune.rl.networks import Critic, GaussianActor, soft_update
 from rlprune.rl.optimizer import load_moments, moments
 from rlprune.rl.replay import Batch
+from rlprune.rl.settings import check_off_policy, check_rates, check_widths
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,11 @@ class Learning:
     batch_size: int
 
     def __post_init__(self) -> None:
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden={list(self.hidden)}: must be widths ≥ 1, such as [300,300]")
-        for name, rate in (("actor_lr", self.actor_lr), ("critic_lr", self.critic_lr)):
-            if rate <= 0:
-                raise ValueError(f"{name}={rate}: must be > 0")
+        check_widths(hidden=self.hidden)
+        check_rates(actor_lr=self.actor_lr, critic_lr=self.critic_lr)
         if self.entropy < 0:
             raise ValueError(f"entropy={self.entropy}: must be ≥ 0")
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount={self.discount}: must be in [0, 1]")
-        if not 0 < self.tau <= 1:
-            raise ValueError(f"tau={self.tau}: must be in (0, 1]")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: must be ≥ 1")
-        if self.replay_size < self.batch_size:
-            raise ValueError(f"replay_size={self.replay_size}: must hold a batch, ≥ batch_size={self.batch_size}")
+        check_off_policy(discount=self.discount, tau=self.tau, replay_size=self.replay_size, batch_size=self.batch_size)
 
 
 def normal(shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
