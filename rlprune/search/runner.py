@@ -17,7 +17,7 @@ from rlprune.agents.base import Agent
 from rlprune.graph import ChannelGraph, prune
 from rlprune.results.record import History, StepRecord
 from rlprune.search.schedule import Schedule
-from rlprune.search.task import Environment, Task
+from rlprune.search.task import Environment, Ledger, Task
 from rlprune.seeding import numpy_generator
 
 log = logging.getLogger(__name__)
@@ -124,31 +124,35 @@ def run_search(
         rounds = final_epochs if saves else epochs
         if (saves or schedule.recovers(step)) and rounds > 0:
             recovery_seconds, accuracy = _recovered(state, recover, rounds, environment)
-        state.history.steps.append(
-            StepRecord(
-                step=step,
-                sparsity=1 - channels / environment.dense.channels,
-                macs=candidate.macs,
-                params=candidate.params,
-                reward=candidate.reward,
-                accuracy_pruned=candidate.accuracy,
-                accuracy_recovered=accuracy,
-                candidates=ledger.distinct - distinct,
-                repeated=ledger.repeated - repeated,
-                search_seconds=search_seconds,
-                recovery_seconds=recovery_seconds,
-                **vars(epoch),
-            )
+        record = StepRecord(
+            step=step,
+            sparsity=1 - channels / environment.dense.channels,
+            macs=candidate.macs,
+            params=candidate.params,
+            reward=candidate.reward,
+            accuracy_pruned=candidate.accuracy,
+            accuracy_recovered=accuracy,
+            candidates=ledger.distinct - distinct,
+            repeated=ledger.repeated - repeated,
+            search_seconds=search_seconds,
+            recovery_seconds=recovery_seconds,
+            **vars(epoch),
         )
-        state.history.layers += _layer_rows(state)
-        state.history.candidates, state.history.repeated = ledger.distinct, ledger.repeated
-        _log_step(state.history.steps[-1], schedule.steps)
+        _keep(state, record, ledger, schedule.steps)
         if saves and schedule.max_drop is not None and accuracy < state.dense_accuracy - schedule.max_drop - 1e-9:
             state.history.stopped = "max_drop"
         elif saves:
             on_level(state, schedule.levels.get(step), before)
         on_step(state)
     return state
+
+
+def _keep(state: SearchState, record: StepRecord, ledger: Ledger, steps: int) -> None:
+    """What is known of a step that is done, in the history and in the log."""
+    state.history.steps.append(record)
+    state.history.layers += _layer_rows(state)
+    state.history.candidates, state.history.repeated = ledger.distinct, ledger.repeated
+    _log_step(record, steps)
 
 
 def _trained(state: SearchState, train: Train, environment: Environment) -> _Epoch:
