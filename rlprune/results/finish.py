@@ -12,7 +12,7 @@ from rlprune.cost import count_params
 from rlprune.files import write_text
 from rlprune.results.final_test import final_test, latency_ms
 from rlprune.results.plots import Bar, plot_accuracy, plot_channels, plot_episodes, plot_layers, plot_training
-from rlprune.results.record import Clock, History, Identity, Row, environment, write_result
+from rlprune.results.record import FORMAT, Clock, History, Identity, Row, environment, write_result
 from rlprune.results.tables import run_table, to_markdown
 from rlprune.setup import Setup
 from rlprune.training.dense import Dense
@@ -93,9 +93,11 @@ def finish(
     write_text(job.run_dir / "table.csv", table.to_csv(index=False))
     splits = setup.splits
     result = {
+        "format": FORMAT,
         "command": job.command,
         "choices": job.choices,
         "seed": job.seed,
+        "dense_seed": setup.dense_seed,
         "rows": [asdict(row) for row in rows],
         "splits": {"train": len(splits.train), "search": len(splits.search), "search_used": len(evaluator), "test": rows[0].n},
         **_past(history, dense),
@@ -125,6 +127,7 @@ def _past(history: History | None, dense: Dense | None) -> dict[str, Any]:
             "repeated": history.repeated,
             "stopped": history.stopped,
             "steps": len(history.steps),
+            "recovery_epochs": sum(epochs for _, epochs in history.recoveries),
         }
     if dense is not None:
         past |= {"dense": dense.path, "search_split_seen": dense.search_split_seen, "losses": dense.losses}

@@ -16,6 +16,7 @@ import torch
 
 from rlprune.files import write_json, write_text
 
+FORMAT = 1  # of result.json; it rises when what an older version reads changes its meaning
 PACKAGES = ("rlprune", "torch", "torchvision", "hydra-core", "numpy")
 
 
@@ -121,10 +122,24 @@ def environment(device: torch.device) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads",
         "peak_memory_bytes": peak,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     }
+
+
+def _cpu_name() -> str:
+    """What the processor calls itself, with what bfloat16 runs on."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if ":" in line)
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine() or "cpu"
+    known = {key.strip(): value.strip() for key, value in lines.items()}
+    unit = next(
+        (f" ({name})" for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 bf16")) if flag in known.get("flags", "").split()),
+        "",
+    )
+    return f"{known.get('model name') or platform.machine() or 'cpu'}{unit}"
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
