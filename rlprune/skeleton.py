@@ -153,7 +153,15 @@ class InspectConfig(RunConfig):
 class ReportConfig:
     """`rlprune report`."""
 
-    runs: str = MISSING  # glob over run folders
+    runs: Any = field(default=MISSING, metadata={"plugin": False})  # glob over run folders, or a list of globs
+    select: Any = field(default=MISSING, metadata={"plugin": False})  # key → value, or list of values, that a run must have
+    rows: list[str] = MISSING  # config groups, settings or seed that get a column, and lines of their own, beside model, target and agent
+    average: list[str] = MISSING  # settings that may differ within a line
+    columns: list[str] = MISSING  # of the table, in their order
+    sort: list[str] = MISSING  # columns to order by, -NAME for descending; []: blocks of what may be compared
+    baseline: str = MISSING  # agent that the others are compared with, paired by seed
+    mixed: bool = MISSING  # allow runs on different data or splits beside each other
+    plots: bool = MISSING  # draw some
     paths: Paths = field(default_factory=Paths)
 
 

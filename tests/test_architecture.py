@@ -11,7 +11,7 @@ LAYERS = [
     {"checkpoint", "cost", "config", "kernels", "provenance"},
     {"graph", "rl"},
     {"agents", "criteria", "rewards", "models", "data"},
-    {"training", "results", "setup", "search"},
+    {"training", "results", "setup", "search", "report"},
     {"cli"},
     {"commands"},
 ]

@@ -1,22 +1,34 @@
-"""`rlprune report`: one table over many runs."""
+"""`rlprune report`: tables, plots and one page over many runs."""
 
 from pathlib import Path
 
 from rlprune.commands.job import command
+from rlprune.errors import UserError
 from rlprune.skeleton import ReportConfig
 
 
 @command("report")
 def main(config: ReportConfig, run_dir: Path, choices: dict[str, str]) -> None:
-    """Print the table and write it as Markdown and CSV."""
-    from rlprune.files import write_text
-    from rlprune.results.report import collect, for_people
-    from rlprune.results.tables import to_markdown
+    """Compare runs; print the table and write it with all else."""
+    from rlprune.report.page import write_report
+    from rlprune.report.report import Choices, make_report
 
-    frame, skipped = collect(config.runs)
-    text = to_markdown(for_people(frame))
-    if skipped:
-        text += "\n\nLeft out:\n" + "\n".join(f"- {line}" for line in skipped)
-    write_text(run_dir / "report.md", text + "\n")
-    write_text(run_dir / "report.csv", frame.to_csv(index=False))
-    print(f"{text}\n\nwrote {run_dir / 'report.md'} and report.csv")
+    runs = config.runs if isinstance(config.runs, list) else [config.runs]
+    if not runs or not all(isinstance(glob, str) and glob for glob in runs):
+        raise UserError(f"runs={config.runs}: must be a glob over run folders, or a list of them, such as runs='outputs/prune/*'")
+    if not isinstance(config.select, dict):
+        raise UserError(f"select={config.select}: must be a mapping, such as select={{agent: [mcq, uniform]}}")
+    report = make_report(
+        Choices(
+            runs=runs,
+            select=config.select,
+            rows=config.rows,
+            average=config.average,
+            columns=config.columns,
+            sort=config.sort,
+            baseline=config.baseline,
+            mixed=config.mixed,
+            plots=config.plots,
+        )
+    )
+    print(f"{write_report(report, run_dir)}\n\nwrote report.html, .md, .csv, .tex, runs.csv and {len(report.plots)} plots to {run_dir}")

@@ -98,6 +98,8 @@ def finish(
         "choices": job.choices,
         "seed": job.seed,
         "dense_seed": setup.dense_seed,
+        "model_settings": setup.origin.model_settings,
+        "dataset_settings": setup.origin.dataset_settings,
         "rows": [asdict(row) for row in rows],
         "splits": {"train": len(splits.train), "search": len(splits.search), "search_used": len(evaluator), "test": rows[0].n},
         **_past(history, dense),

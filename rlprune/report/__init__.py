@@ -1,0 +1,1 @@
+"""Reports on any set of runs: collect, compare, tabulate, draw, write."""

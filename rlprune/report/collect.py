@@ -1,0 +1,199 @@
+"""The runs that a glob finds: what the finished ones have measured, and how far the others have come. Reads files, trusts none."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from rlprune.errors import UserError
+from rlprune.files import is_held, read_json
+from rlprune.results.record import FORMAT
+
+MARKERS = ("result.json", "failed.json", "config.yaml")
+REPORTED = ("prune", "train", "sensitivity")
+FINISHED, RUNNING, UNFINISHED, FAILED, UNREADABLE = "finished", "in progress", "unfinished", "failed", "not readable"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Args:
+        folder: as the glob found it.
+        command: prune, train or sensitivity.
+        state: finished, in progress (a process works on it), unfinished, failed, or not readable.
+        why: what is known of a run that is not finished.
+        choices: names chosen in each config group; some of them for a run without result.json.
+        settings: config.yaml, flat: `agent.noise_std` → 0.04.
+        result: result.json; empty where there is none that can be used.
+    """
+
+    folder: Path
+    command: str
+    state: str
+    why: str = ""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int | None:
+        """Of the run; None where nothing says it."""
+        seed = self.result.get("seed", self.settings.get("seed"))
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def dense_seed(self) -> int | None:
+        """Of the search split and the dense network."""
+        seed = self.result.get("dense_seed", self.settings.get("dense_seed"))
+        return seed if isinstance(seed, int) else self.seed
+
+    @property
+    def agent(self) -> str:
+        """The choice; empty for a training."""
+        return self.choices.get("agent", "")
+
+    def table(self, name: str) -> pd.DataFrame:
+        """metrics.csv, layers.csv, episodes.csv or sensitivity.csv; empty where it is absent, damaged or being written."""
+        try:
+            return pd.read_csv(self.folder / name)
+        except (OSError, ValueError):  # pandas' errors of parsing are ValueErrors
+            return pd.DataFrame()
+
+
+def find_runs(patterns: Iterable[str]) -> list[Run]:
+    """Runs of `prune`, `train` and `sensitivity` that globs find, in the order of their folders.
+
+    A match is a run folder, a file in it, or a folder of runs such as a sweep's.
+
+    Args:
+        patterns: globs; `**` goes through folders of any depth.
+    """
+    folders = {folder for pattern in patterns for found in glob.iglob(pattern, recursive=True) for folder in _run_folders(found)}
+    runs = [_read(folder) for folder in sorted(folders, key=_natural)]
+    return [run for run in runs if run is not None]
+
+
+def _run_folders(found: str) -> list[Path]:
+    """Folders with a marker among what one match of a glob stands for."""
+    head, name = os.path.split(found)
+    if name in MARKERS:
+        return [Path(head)]
+    if not os.path.isdir(found):
+        return []
+    below = [entry.path for entry in os.scandir(found) if entry.is_dir()]
+    return [Path(folder) for folder in (found, *below) if any(os.path.isfile(os.path.join(folder, marker)) for marker in MARKERS)]
+
+
+def _natural(path: Path) -> list[Any]:
+    """Sorts run 2 before run 10."""
+    return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in re.split(r"(\d+)", str(path)) if word]
+
+
+def _read(folder: Path) -> Run | None:
+    """The run in a folder; None where it is one of another command."""
+    text, config = _config(folder)
+    choices = dict(word.split("=", 1) for word in text.partition("\n")[0].lstrip("# ").split() if "=" in word)
+    known: dict[str, Any] = {"folder": folder, "choices": choices, "settings": _flat(config)}
+    command = "sensitivity" if "shares" in config else "prune" if "agent" in config or "agent" in choices else "train"
+    if not (folder / "result.json").is_file():
+        if "agent" not in config and "resume" not in config and not (folder / "failed.json").is_file():
+            return None
+        if "runs" in config or ("run" in config and "resume" not in config) or "verify" in config:
+            return None  # report, evaluate and inspect leave nothing that a report shows
+        state, why = _progress(folder)
+        return Run(command=command, state=state, why=why, **known)
+    try:
+        result = read_json(folder / "result.json")
+        command = str(result.get("command"))
+        if command not in REPORTED:
+            return None
+        if (newer := _newer(result)) is not None:
+            return Run(command=command, state=UNREADABLE, why=newer, **known)
+        _check(result)
+        return Run(command=command, state=FINISHED, result=result, **known | {"choices": choices | result["choices"]})
+    except UserError as error:
+        return Run(command=command, state=UNREADABLE, why=str(error), **known)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return Run(command=command, state=UNREADABLE, why=f"result.json lacks or garbles {error}; the file is damaged", **known)
+
+
+def _config(folder: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        return "", {}
+    return text, config if isinstance(config, dict) else {}
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _progress(folder: Path) -> tuple[str, str]:
+    """State of a run without result.json, and what is known of it."""
+    if is_held(folder / "config.yaml"):
+        return RUNNING, how_far(folder)
+    if (folder / "failed.json").is_file():
+        try:
+            return FAILED, str(read_json(folder / "failed.json").get("error", "failed"))
+        except UserError:
+            return FAILED, "failed, and failed.json is damaged"
+    far = how_far(folder)
+    return UNFINISHED, f"no result.json: unfinished{', ' if far else ''}{far}"
+
+
+def how_far(folder: Path) -> str:
+    """What metrics.csv says of a search that goes on; empty where it says nothing yet."""
+    try:
+        last = pd.read_csv(folder / "metrics.csv").iloc[-1]
+        return (
+            f"step {last['step']:.0f} done, {100 * last['sparsity']:.1f} % of the channels gone, "
+            f"{100 * last['accuracy_recovered']:.2f} % on the search split"
+        )
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return ""
+
+
+def _newer(result: Mapping[str, Any]) -> str | None:
+    """Why a result of a later version cannot be used; None where it can."""
+    found = result.get("format", 1)  # the first versions did not say
+    if type(found) is not int or found < 1:
+        raise ValueError("format")
+    wrote = str((result.get("versions") or {}).get("rlprune", "unknown"))
+    if found > FORMAT:
+        return f"was written by rlprune {wrote} in format {found}, this is {version('rlprune')} and reads up to {FORMAT}; update rlprune"
+    return None
+
+
+def _check(result: Mapping[str, Any]) -> None:
+    """Hold what a report relies on; all else may be absent."""
+    for name in ("model", "dataset"):
+        if not isinstance(result["choices"][name], str):
+            raise ValueError(f"choices.{name}")
+    if type(result["seed"]) is not int:
+        raise ValueError("seed")
+    if result["command"] == "sensitivity":
+        return
+    if result["command"] == "prune" and not isinstance(result["choices"]["agent"], str):
+        raise ValueError("choices.agent")
+    if not result["rows"]:
+        raise ValueError("rows")
+    for row in result["rows"]:
+        top1, sparsity, level = (float(row[name]) for name in ("top1", "sparsity", "level"))
+        if not (0 <= top1 <= 1 and 0 <= sparsity < 1 and 0 <= level < 1 and isinstance(row["name"], str)):
+            raise ValueError(f"the row {row['name']}")

@@ -1,0 +1,244 @@
+"""The plots of a report. Every figure is drawn for a width in inches, so that a page has one for desktops and one for phones.
+
+Agents keep their colour and marker in all figures of a report: Okabe and Ito's colours and three of Tol's, which the colour-blind tell
+apart, with markers that repeat behind twelve names.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rlprune.report.comparison import Line, interval
+from rlprune.report.networks import DENSE, FINAL
+from rlprune.results.tables import CONTROL
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288")
+MARKERS = "osD^vPX*<>hp"
+WIDE = 6.0  # inches; narrower figures stack their panels
+FRONT = "Pareto front of the means"
+PHASES = {  # seconds of result.json, in the order of a run
+    "dense": "dense training", "training": "joint training", "trace and verify": "trace and verify", "choose execution": "choose execution",
+    "search": "search", "recovery": "recovery", "control": "control", "test": "test", "plots": "plots",
+}  # fmt: skip
+PHASE_COLOURS = ("#999999", "#56B4E9", "#F0E442", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#000000")
+
+
+@dataclass(frozen=True)
+class Style:
+    """The colour and marker of every name of a line, the same in all figures of a report."""
+
+    places: Mapping[str, int]
+
+    def colour(self, name: str) -> str:
+        """A hexadecimal colour."""
+        return COLOURS[self.places[name] % len(COLOURS)]
+
+    def marker(self, name: str) -> str:
+        """One of matplotlib's."""
+        return MARKERS[self.places[name] % len(MARKERS)]
+
+
+def style_of(names: Sequence[str]) -> Style:
+    """Names in alphabetical order."""
+    return Style({name: place for place, name in enumerate(sorted(set(names)))})
+
+
+# -- accuracy --------------------------------------------------------------------------------------------------------------------------
+
+
+def accuracy_figure(lines: Sequence[Line], style: Style, width: float) -> Any:
+    """Top-1 on the test split against MACs and channel sparsity: means, standard deviations, seeds, Pareto front, dense networks."""
+    labels = [line.label for line in lines] + [FRONT]
+    figure, axes = _figure(width, 2, height=3.4, below=_legend_rows(labels, width), sharey=True)
+    low = _floor(lines)
+    below = [line for line in lines if line.kind == FINAL and 100 * _average(line, "top1") < low]
+    shown = [line for line in lines if line not in below]
+    for axis, key, unit, label in zip(axes, ("macs", "sparsity"), (1e-6, 100.0), ("MACs (millions)", "channel sparsity (%)"), strict=True):
+        for line, aside in zip(shown, _aside([_average(line, key) * unit for line in shown]), strict=True):
+            _draw_accuracy(axis, line, style, key, unit, aside)
+        front = pareto_front([(_average(line, key), _average(line, "top1")) for line in shown if line.kind == FINAL], least=key == "macs")
+        axis.plot([x * unit for x, _ in front], [100 * y for _, y in front], "-", color="0.6", linewidth=1, zorder=1, label=FRONT)
+        axis.set_xlabel(label)
+    if below:
+        words = [f"{line.label} {100 * _average(line, 'top1'):.1f} % at {_average(line, 'macs') / 1e6:.1f} M MACs" for line in below]
+        axes[0].text(0.02, 0.02, "not shown: " + "\n".join(words), transform=axes[0].transAxes, fontsize=7, va="bottom")
+    axes[0].set_ylabel("top-1 accuracy, test split (%)")
+    _legend(figure, axes[0], width)
+    return figure
+
+
+def _draw_accuracy(axis: Any, line: Line, style: Style, key: str, unit: float, aside: float) -> None:
+    """A line's mean with its deviation, and its seeds; a star for a dense network."""
+    points = [(network.sizes[key] * unit + aside, 100 * network.sizes["top1"]) for network in line.networks]
+    x, y = np.array([point for point in points if not math.isnan(point[0])]).reshape(-1, 2).T
+    if not len(x):
+        return
+    if line.kind in (DENSE, CONTROL):
+        fill = "0.2" if line.kind == DENSE else "none"
+        axis.plot([x.mean()], [y.mean()], "*", markersize=11, color="0.2", markerfacecolor=fill, label=line.label, zorder=3)
+    elif line.kind == FINAL:
+        colour, deviation = style.colour(line.label), y.std(ddof=1) if len(y) > 1 else 0.0
+        axis.plot(x, y, ".", markersize=3, color=colour, alpha=0.5, zorder=2)
+        axis.errorbar(
+            [x.mean()], [y.mean()], yerr=[deviation], fmt=style.marker(line.label), markersize=6, capsize=3, color=colour, label=line.label,
+            zorder=3,
+        )  # fmt: skip
+
+
+def _aside(places: Sequence[float]) -> list[float]:
+    """How far to move points that would cover each other: those of one size stand side by side."""
+    known = [place for place in places if not math.isnan(place)]
+    reach = (max(known) - min(known)) if known else 0.0
+    moved = [0.0] * len(places)
+    order = sorted((index for index, place in enumerate(places) if not math.isnan(place)), key=lambda index: places[index])
+    cluster: list[int] = []
+    for index in [*order, -1]:
+        if cluster and (index < 0 or places[index] - places[cluster[-1]] > 0.004 * reach):
+            for rank, member in enumerate(sorted(cluster)):
+                moved[member] = (rank - (len(cluster) - 1) / 2) * 0.018 * reach
+            cluster = []
+        cluster.append(index)
+    return moved
+
+
+def _floor(lines: Sequence[Line]) -> float:
+    """Lowest accuracy shown, percent: a network that fails does not squeeze the others into a blob; what it cuts is written out."""
+    means = [(line.target, 100 * _average(line, "top1")) for line in lines if line.kind == FINAL]
+    top = max(100 * _average(line, "top1") for line in lines)
+    medians = [float(np.median([mean for target, mean in means if target == wanted])) for wanted in {target for target, _ in means}]
+    floor = min(median - 2.5 * max(1.0, top - median) for median in medians)
+    return floor if any(mean < floor for _, mean in means) else -math.inf
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, least: bool) -> list[tuple[float, float]]:
+    """Points (cost, accuracy) that no other point beats in both, by cost. `least`: less is better, otherwise more is."""
+    known = [point for point in points if not any(map(math.isnan, point))]
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(known, key=lambda point: (point[0] if least else -point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return sorted(front)
+
+
+def difference_figure(lines: Sequence[Line], style: Style, baseline: str, width: float) -> Any:
+    """Mean difference to the baseline with its 95 % interval, and the difference of every pair; a panel a target."""
+    shown = [line for line in lines if len(line.against.get("baseline", []))]
+    targets = list(dict.fromkeys(line.target for line in shown))
+    rows = [sum(line.target == target for line in shown) for target in targets]
+    figure = blank(width, 0.9 + sum(0.29 * row + 0.55 for row in rows))
+    panels = figure.subplots(len(targets), 1, sharex=True, squeeze=False, height_ratios=[row + 1 for row in rows])[:, 0]
+    bound = _bound([end for line in shown for end in (*interval(line.against["baseline"]), line.against["baseline"].mean())])
+    for panel, target in zip(panels, targets, strict=True):
+        own = [line for line in shown if line.target == target]
+        for place, line in enumerate(own):
+            values = line.against["baseline"]
+            low, high = interval(values)
+            panel.plot(values, [place] * len(values), ".", markersize=4, color="0.6", zorder=1)
+            panel.plot([low, high], [place, place], "-", color=style.colour(line.label), linewidth=2, zorder=2)
+            panel.plot([values.mean()], [place], style.marker(line.label), color=style.colour(line.label), markersize=6, zorder=3)
+            if max(abs(low), abs(high), abs(values.mean())) > bound:
+                text = f"{values.mean():+.1f}" + (f" [{low:+.1f}, {high:+.1f}]" if len(values) > 1 else "")
+                panel.text(-0.97 * bound, place - 0.28, text.replace("-", "−"), fontsize=7, va="center")
+        panel.axvline(0, color="0.3", linewidth=0.8, linestyle=":")
+        panel.set_yticks(range(len(own)), [wrapped(line.label, width / 2) for line in own], fontsize=8)
+        panel.set_ylim(len(own) - 0.4, -0.6)
+        panel.set_xlim(-bound, bound)
+        panel.set_title(target, fontsize=9, loc="left")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel(f"points of top-1 over {baseline}")
+    return figure
+
+
+def _bound(ends: Sequence[float]) -> float:
+    """A limit that one line far out does not stretch; what it cuts is written out."""
+    sizes = sorted(abs(end) for end in ends if not math.isnan(end))
+    return max(0.5, min(1.08 * sizes[-1], 4 * sizes[len(sizes) // 2]))
+
+
+def _average(line: Line, key: str) -> float:
+    values = line.values(key)
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+# -- time ------------------------------------------------------------------------------------------------------------------------------
+
+
+def time_figure(lines: Sequence[Line], width: float) -> Any:
+    """Minutes of every phase of a run, means over seeds, stacked; a bar a line."""
+    names = [line.label for line in lines]
+    seconds = [pd.DataFrame([network.run.result.get("seconds") or {} for network in line.networks]).fillna(0.0).mean() for line in lines]
+    figure = blank(width, 0.7 + 0.3 * len(lines) + 0.19 * _legend_rows(list(PHASES.values()), width))
+    axis = figure.subplots()
+    left = np.zeros(len(lines))
+    for (key, label), colour in zip(PHASES.items(), PHASE_COLOURS, strict=True):
+        minutes = np.array([float(found.get(key, 0.0)) / 60 for found in seconds])
+        if minutes.max() > 0:
+            axis.barh(range(len(lines)), minutes, left=left, color=colour, edgecolor="white", linewidth=0.5, label=label)
+            left += minutes
+    axis.set_yticks(range(len(lines)), [wrapped(name, width) for name in names], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("minutes of a run, mean over seeds")
+    axis.spines[["top", "right"]].set_visible(False)
+    _legend(figure, axis, width)
+    return figure
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------------------------
+
+
+def blank(width: float, height: float) -> Any:
+    """A figure of so many inches."""
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _figure(width: float, panels: int, *, height: float, below: int, sharey: bool) -> tuple[Any, list[Any]]:
+    """Panels beside each other where there is room, else stacked; with room for so many rows of a legend below."""
+    beside = width > WIDE
+    figure = blank(width, (height if beside else height * panels * 0.8) + 0.1 + 0.19 * below)
+    axes = figure.subplots(*((1, panels) if beside else (panels, 1)), sharey=sharey, squeeze=False).ravel()
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def grid_of(width: float, panels: int) -> tuple[Any, list[Any]]:
+    """Panels in rows of three, or one below the other where it is narrow."""
+    across = min(panels, 3) if width > WIDE else min(panels, 2)
+    down = -(-panels // across)
+    figure = blank(width, 0.4 + 1.9 * down)
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in grid:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7)
+    for axis in grid[panels:]:
+        axis.remove()
+    return figure, list(grid[:panels])
+
+
+def _legend(figure: Any, axis: Any, width: float) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    columns = _legend_columns(labels, width)
+    figure.legend(
+        handles, [wrapped(label, width) for label in labels], loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    longest = max((len(row) for label in labels for row in wrapped(label, width).split("\n")), default=1)
+    return max(1, min(len(labels), int(width / (0.55 + 0.072 * longest))))
+
+
+def _legend_rows(labels: Sequence[str], width: float) -> int:
+    return -(-len(labels) // _legend_columns(labels, width))
+
+
+def wrapped(text: str, width: float) -> str:
+    """Lines of so many characters as half of the width holds."""
+    return "\n".join(textwrap.wrap(text, max(18, int(7 * width)), break_long_words=False)) or text
