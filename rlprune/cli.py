@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a dense network and keep it for later runs",
     "prune": "search, prune, recover: the main job",
     "evaluate": "measure a pruned network, or any checkpoint, on the test split",
+    "sensitivity": "measure what each channel group costs when it is pruned alone",
     "inspect": "show a network's channel groups, its cost, and prove the groups",
     "report": "one table over many runs",
 }
@@ -23,7 +24,7 @@ VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-na
 
 def usage() -> str:
     """What `rlprune` alone prints."""
-    lines = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
     return (
         f"rlprune {version('rlprune')}: channel pruning of CNNs, decided by reinforcement learning\n\n"
         f"usage: rlprune <command> [key=value ...]\n\n{lines}\n\n"

@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rlprune.errors import UserError
-from rlprune.skeleton import EvaluateConfig, InspectConfig, PruneConfig, ReportConfig, TrainConfig, check_ranges
+from rlprune.skeleton import EvaluateConfig, InspectConfig, PruneConfig, ReportConfig, SensitivityConfig, TrainConfig, check_ranges
 
 
 def conf_dir() -> Path:
@@ -42,6 +42,7 @@ def register() -> None:
         ("train", TrainConfig),
         ("prune", PruneConfig),
         ("evaluate", EvaluateConfig),
+        ("sensitivity", SensitivityConfig),
         ("inspect", InspectConfig),
         ("report", ReportConfig),
     ):

@@ -140,6 +140,21 @@ class EvaluateConfig(RunConfig):
 
 
 @dataclass
+class SensitivityConfig(RunConfig):
+    """`rlprune sensitivity`."""
+
+    run: str | None = MISSING  # run or artefact folder: its dense and its pruned network; null: the dense network of `model`
+    ignore: list[str] = MISSING  # layers to leave out, beside those that the run left alone
+    resume: str | None = MISSING  # run folder to continue; true: the newest one of this line; null or false: none
+    criterion: Any = MISSING
+    shares: list[float] = MISSING  # of a group's units that go, each in (0, 1)
+    samples: int | None = MISSING  # images of the search split that networks are measured on; null: all
+    recalibrate_bn: int = (
+        MISSING  # training images on which batch norms take new statistics before a network is measured; 0: they keep theirs
+    )
+
+
+@dataclass
 class InspectConfig(RunConfig):
     """`rlprune inspect`."""
 
@@ -198,6 +213,8 @@ def check_ranges(config: Any) -> None:
         _require(training.save_minutes >= 0, f"training.save_minutes={training.save_minutes}", "must be ≥ 0")
         _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
         _require(config.dense_seed >= 0, f"dense_seed={config.dense_seed}", "must be ≥ 0")
+    if isinstance(config, SensitivityConfig):
+        _check_sensitivity(config)
     if isinstance(config, PruneConfig):
         known = not config.schedule.joint or config.schedule.steps is not None
         _require(known, "schedule.steps=null", "must be the epochs of joint training, such as schedule.steps='${training.epochs}'")
@@ -222,6 +239,15 @@ def check_ranges(config: Any) -> None:
         _require(search.recalibrate_bn != 1, "search.recalibrate_bn=1", "one image has no variance; 0 for none, or some hundred")
         executions = ("auto", "sliced", "padded", "masked")
         _require(search.execution in executions, f"search.execution={search.execution}", f"must be one of {', '.join(executions)}")
+
+
+def _check_sensitivity(config: SensitivityConfig) -> None:
+    shares = config.shares
+    _require(bool(shares), "shares=[]", "name at least one share of a group's units, such as shares=[0.5]")
+    _require(all(0 < share < 1 for share in shares), f"shares={shares}", "each must be in (0, 1); 0.5 removes half of a group's units")
+    _require(config.samples is None or config.samples >= 1, f"samples={config.samples}", "must be ≥ 1, or null for all")
+    _require(config.recalibrate_bn >= 0, f"recalibrate_bn={config.recalibrate_bn}", "must be ≥ 0 images")
+    _require(config.recalibrate_bn != 1, "recalibrate_bn=1", "one image has no variance; 0 for none, or some hundred")
 
 
 def _check_budget(budget: BudgetConfig) -> None:

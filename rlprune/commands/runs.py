@@ -94,7 +94,7 @@ def newest_unfinished(folder: Path, config: dict[str, Any], head: str) -> Path |
 
 
 def _has_checkpoint(run: Path) -> bool:
-    return any((run / "checkpoint").glob("[!.]*.safetensors")) or (run / "checkpoint/measured.json").exists()
+    return any(any((run / "checkpoint").glob(name)) for name in ("[!.]*.safetensors", "measured*.json"))
 
 
 # -- one process in it -----------------------------------------------------------------------------------------------------------------

@@ -22,11 +22,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Artefact:
-    """A pruned network, where it came from, and what its plan says."""
+    """A pruned network, where it came from, what its plan says, and the dense network with its graph, whose weights are others."""
 
     network: nn.Module
     origin: Origin
     plan: dict[str, Any]
+    dense: nn.Module
+    graph: ChannelGraph
+    keep: dict[str, np.ndarray]
 
 
 def save_artefact(
@@ -82,7 +85,7 @@ def load_artefact(folder: Path, make: Callable[[Origin], nn.Module] = Origin.bui
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     _load(network, folder / "weights.safetensors", plan)
-    return Artefact(network.eval(), origin, plan)
+    return Artefact(network.eval(), origin, plan, dense, graph, keep)
 
 
 def load_levels(folder: Path, dense: nn.Module, graph: ChannelGraph) -> tuple[nn.Module, nn.Module]:

@@ -8,14 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 
 from rlprune.agents.base import Agent
 from rlprune.criteria.base import Criterion
-from rlprune.data.base import sample
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.results.artefact import save_artefact
@@ -25,19 +23,18 @@ from rlprune.search.bisection import Pass, bisected_search, forget_passes, secon
 from rlprune.search.execution import choose_execution
 from rlprune.search.forecast import Forecast
 from rlprune.search.limits import Limits, Room
+from rlprune.search.measure import make_score, search_evaluator
 from rlprune.search.outcome import compared, targets_reached
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
 from rlprune.search.schedule import Schedule, Targets, make_schedule, size_of
 from rlprune.search.task import Environment, Ledger, Reward, Task, as_it_is
-from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
 from rlprune.skeleton import BudgetConfig, ScheduleConfig, SearchConfig
 from rlprune.training.alignment import Alignment
 from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.joint import JointTraining
-from rlprune.training.merged import mergeable
 from rlprune.training.recover import Recovery, recover
 from rlprune.training.refresh import BriefRecovery, FineTuning, Recalibration
 
@@ -216,12 +213,10 @@ class PruneJob:
         return graph
 
     def _evaluator(self, network: nn.Module, doubtful: bool) -> Evaluator:
-        images, samples = self.setup.splits.search, self.search.samples
+        samples = self.search.samples
         if samples is None and self.schedule.joint:
             samples = max(FEWEST_IMAGES, len(self.setup.splits.train) // (2 * self.agent.candidates_per_step))
-        images = self.setup.dataset.hold(sample(images, samples, numpy_generator(self.identity.seed, "search samples")))
-        pairs = () if doubtful else mergeable(network, self.setup.example())
-        return Evaluator(images, self.setup.splits.normalization, self.setup.execution, pairs=pairs)
+        return search_evaluator(self.setup, network, samples=samples, seed=self.identity.seed, doubtful=doubtful)
 
     def _plan(self, graph: ChannelGraph) -> Schedule:
         dense = size_of(graph, np.zeros(len(graph.groups), dtype=int))
@@ -292,7 +287,7 @@ class PruneJob:
         return Environment(
             measure=lambda network: evaluator.accuracy(network).top1,
             reward=self.reward,
-            score=self._scorer(),
+            score=make_score(self.criterion, self.setup, seed),
             dense=size_of(graph, np.zeros(len(graph.groups), dtype=int)),
             goals=plan.goals,
             kept_counts=self._kept_counts(graph),
@@ -304,14 +299,6 @@ class PruneJob:
             execution=execution,
             alike=None if batches else evaluator.alike,
         )
-
-    def _scorer(self) -> Any:
-        if self.criterion.calibration_images == 0:
-            return lambda network, graph: self.criterion.scores(network, graph)
-        chosen = sample(self.setup.splits.train, self.criterion.calibration_images, numpy_generator(self.identity.seed, "calibration"))
-        calibration = chosen.load().to(self.setup.execution.device)
-        images = self.setup.splits.normalization(calibration.pixels)
-        return lambda network, graph: self.criterion.scores(network, graph, images, calibration.labels)
 
     def _set_deadline(self, ledger: Ledger, spent: float) -> None:
         if self.schedule.max_minutes is not None:

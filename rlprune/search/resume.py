@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -139,18 +139,37 @@ def _restore(path: Path, tensors: dict[str, Any], metadata: dict[str, Any], dens
 # -- within a step ---------------------------------------------------------------------------------------------------------------------
 
 
+class Stage(Protocol):
+    """What candidates are cut from, and behind how many steps."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What they are cut from."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+
+
 @contextmanager
-def keep_measured(path: Path, ledger: Ledger, state: SearchState) -> Iterator[None]:
+def keep_measured(path: Path, ledger: Ledger, state: Stage, title: str | None = None) -> Iterator[None]:
     """While an agent decides: keep what it measures in a file, and take what is there instead of measuring it again.
 
     Decisions follow from the step's random stream and the measurements, so the accuracies in their order are all there is to keep; a
     fingerprint of each candidate shows if they do not.
     Ctrl-C and SIGTERM wait for the candidate being measured; a second one does not.
 
+    Args:
+        path: of the file.
+        ledger: what measures.
+        state: what the candidates are cut from.
+        title: how messages call it; None: the number of the step.
+
     Raises:
         KeyboardInterrupt: one of these came.
     """
-    kept = _Measured(path, ledger, {"step": state.step + 1, "network": tensors_checksum(state.network.state_dict())})
+    state_of = {"step": state.step + 1, "network": tensors_checksum(state.network.state_dict())}
+    kept = _Measured(path, ledger, state_of, title or f"step {state.step + 1}")
     kept.restore()
     with _patience() as interrupted:
 
@@ -181,10 +200,11 @@ class _Measured:
         path: of the file.
         ledger: what measures and knows.
         state_of: step and network that the accuracies belong to.
+        title: how messages call it.
     """
 
-    def __init__(self, path: Path, ledger: Ledger, state_of: dict[str, int]) -> None:
-        self.path, self.ledger, self.state_of = path, ledger, state_of
+    def __init__(self, path: Path, ledger: Ledger, state_of: dict[str, int], title: str) -> None:
+        self.path, self.ledger, self.state_of, self.title = path, ledger, state_of, title
         self.started, self.due = time.perf_counter(), time.monotonic() + EVERY
 
     def restore(self) -> None:
@@ -192,7 +212,7 @@ class _Measured:
         ledger = self.ledger
         ledger.known, ledger.known_seconds, ledger.in_time = _read_measured(self.path, self.state_of)
         if ledger.known:
-            log.info("step %d: %d candidates were measured before the interruption", self.state_of["step"], len(ledger.known))
+            log.info("%s: %d candidates were measured before the interruption", self.title, len(ledger.known))
         if ledger.deadline is not None:
             ledger.deadline -= ledger.known_seconds
 

@@ -1,0 +1,94 @@
+"""What commands take up of a finished run: its pruned network, its data, and the dense network that it started from."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from rlprune.checkpoint import load_into, load_weights
+from rlprune.commands.setup import load_checkpoint, make_network, make_setup
+from rlprune.config import shipped
+from rlprune.files import read_json
+from rlprune.graph import trace
+from rlprune.provenance import provenance
+from rlprune.results.artefact import Artefact, find_artefact, load_artefact
+from rlprune.search.sensitivity import Subject
+from rlprune.setup import Setup
+from rlprune.skeleton import EvaluateConfig, SensitivityConfig
+
+log = logging.getLogger(__name__)
+
+
+def named(key: str) -> bool:
+    """The command line says what this key is."""
+    return any(override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task)
+
+
+def open_run(config: EvaluateConfig | SensitivityConfig, choices: dict[str, str]) -> tuple[Path, Artefact, Setup]:
+    """The artefact folder of `config.run`, its network, and the data it was made for, unless another data set is named.
+
+    `config` and `choices` are brought in line with the run: the data set, and the seed of the search split.
+
+    Raises:
+        UserError: the folder is none of a run, a file in it is damaged, or the run's network is not shipped and not named either.
+    """
+    folder = find_artefact(Path(str(config.run)))
+    artefact = load_artefact(folder, partial(make_network, config)) if named("model") else load_artefact(folder)
+    config.dense_seed = int(artefact.plan.get("dense_seed", artefact.plan["seed"]))  # the same search split
+    choices["model"] = artefact.origin.model
+    if not named("dataset"):
+        choices["dataset"], limit = artefact.origin.dataset, config.dataset.get("limit")
+        config.dataset = shipped("dataset", artefact.origin.dataset, artefact.origin.dataset_settings)
+        config.dataset["limit"] = limit if limit is not None else config.dataset["limit"]
+    return folder, artefact, make_setup(config, choices).fitted_to(artefact.origin)
+
+
+def load_dense(config: SensitivityConfig, folder: Path, artefact: Artefact) -> str | None:
+    """Give `artefact.dense` the weights that the run started from, or those of `config.checkpoint`; says where they are from.
+
+    None, and a line that says why, where the run has none or they are gone.
+
+    Raises:
+        UserError: they are damaged, or of another network.
+    """
+    if config.checkpoint is not None:
+        load_checkpoint(artefact.dense, config.checkpoint)
+        return str(config.checkpoint)
+    known = [path for path in (folder / "result.json", folder.parent / "result.json") if path.is_file()]
+    source = read_json(known[0]).get("dense") if known else None
+    if source is not None:
+        for path in (Path(str(source)), Path(config.paths.outputs) / "dense" / Path(str(source)).name):
+            if path.is_file():
+                load_into(artefact.dense, load_weights(path)[0], str(path))
+                return str(path)
+    if provenance(artefact.dense).complete:  # published weights, which the command line names again
+        return provenance(artefact.dense).weights
+    why = f"its dense network ({source}) is no file here" if source is not None else "it names no dense network"
+    log.warning("run=%s: %s; measuring the pruned network alone (checkpoint=FILE names one)", config.run, why)
+    return None
+
+
+def subjects_of_run(config: SensitivityConfig, choices: dict[str, str]) -> tuple[Setup, list[Subject]]:
+    """The dense network that a run started from, where there is one, and the pruned network that it left.
+
+    The seed is the run's, too, unless the line names one.
+
+    Raises:
+        UserError: as `open_run` and `load_dense`.
+    """
+    folder, artefact, setup = open_run(config, choices)
+    config.seed = config.seed if named("seed") else int(artefact.plan["seed"])  # the images that the run looked at
+    free = set(artefact.keep)
+    if config.ignore:
+        ignore = [*map(str, artefact.plan["ignore"]), *config.ignore]
+        free &= {group.name for group in trace(artefact.dense, torch.zeros(2, *artefact.origin.shape), ignore=ignore, prove=False).groups}
+    reasons = {group.name: "left alone" for group in artefact.graph.groups if group.name not in free}
+    graph = artefact.graph.after(artefact.keep).freeze(reasons)
+    subjects = [Subject("pruned", artefact.network.to(setup.execution.device), graph, str(folder))]
+    source = load_dense(config, folder, artefact)
+    if source is not None:
+        dense = artefact.dense.to(setup.execution.device).eval()
+        subjects.insert(0, Subject("dense", dense, artefact.graph.freeze(reasons), source))
+    return setup, subjects
