@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ResNet-20 on CIFAR-10 in an image folder at half of its MACs: every agent and baseline, three seeds on one dense network, the same criterion,
-# the same recovery, and 400 distinct candidates a search; then their table with differences paired by seed.
+# the same recovery, and 400 distinct candidates a search; then the report on them.
 # usage: scripts/cifar10_agents.sh FOLDER [key=value ...]     FOLDER holds train/<class>/ and test/<class>/
 # Searches step by step measure 80 candidates in each of five steps, those by episodes 400 in one; nothing recovers before the end.
 # A run that was killed goes on where it was, and one that is done is passed over: start the same line again.
@@ -27,4 +27,4 @@ for seed in 0 1 2; do
   run random_oneshot "$seed" agent=random_search agent.candidates=500 "${oneshot[@]}" "$@"
   run depgraph "$seed" agent=depgraph "${steps[@]}" "$@"
 done
-python "$(dirname "$0")/paired.py" "$out"
+rlprune report "runs=$out/*"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ResNet-20 on CIFAR-10 in an image folder: MCQ and its baselines at 25, 50 and 75 % of the channels, three seeds on one dense network,
-# one schedule, one recovery; then their table with differences paired by seed.
+# one schedule, one recovery; then the report on them.
 # usage: scripts/cifar10_resnet20.sh FOLDER [key=value ...]     FOLDER holds train/<class>/ and test/<class>/
 # A run that was killed goes on where it was, and one that is done is passed over: start the same line again.
 set -euo pipefail
@@ -18,4 +18,4 @@ for seed in 0 1 2; do
     run "$agent" "$seed" "agent=$agent" recovery.control=false "$@"
   done
 done
-python "$(dirname "$0")/paired.py" "$out"
+rlprune report "runs=$out/*"

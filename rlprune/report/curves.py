@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from rlprune.report.collect import Run
-from rlprune.report.figures import Style, grid_of, wrapped
+from rlprune.report.figures import Style, across, grid_of, wrapped
 
 
 def rewards_figure(runs: Mapping[str, Sequence[Run]], style: Style, width: float) -> Any:
@@ -23,7 +23,7 @@ def rewards_figure(runs: Mapping[str, Sequence[Run]], style: Style, width: float
             else:
                 axis.plot(rewards.index, rewards, f"{style.marker(name)}-", markersize=4, linewidth=1, color=colour)
             axis.set_xlabel(kind, fontsize=8)
-        axis.set_title(wrapped(name, width / 2), fontsize=9, loc="left")
+        axis.set_title(wrapped(name, 0.7 * width / across(width), 9), fontsize=9, loc="left")
         axis.xaxis.get_major_locator().set_params(integer=True)
         if curves[0][2] is not None:
             axis.legend(framealpha=0.7, edgecolor="none", fontsize=7)
@@ -72,7 +72,7 @@ def losses_figure(runs: Mapping[str, Sequence[Run]], style: Style, width: float)
             "log" if positive and max(curve.max() for curve in curves) > 30 * min(curve.min() for curve in curves) else "linear"
         )
         what, _, unit = kind.rpartition(" by ")
-        axis.set_title(wrapped(f"{name}: {what}" if name else what, width / 2), fontsize=9, loc="left")
+        axis.set_title(wrapped(f"{name}: {what}" if name else what, 0.7 * width / across(width), 9), fontsize=9, loc="left")
         axis.set_xlabel(unit, fontsize=8)
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.supylabel("loss", fontsize=9)

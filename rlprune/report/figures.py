@@ -5,7 +5,7 @@ apart, with markers that repeat behind twelve names.
 """
 
 import math
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ from rlprune.results.tables import CONTROL
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288")
 MARKERS = "osD^vPX*<>hp"
+FONT = 8  # points
+EM = 0.62  # width of a letter on average, as a share of its size
 WIDE = 6.0  # inches; narrower figures stack their panels
 FRONT = "Pareto front of the means"
 PHASES = {  # seconds of result.json, in the order of a run
@@ -66,7 +68,9 @@ def accuracy_figure(lines: Sequence[Line], style: Style, width: float) -> Any:
         axis.set_xlabel(label)
     if below:
         words = [f"{line.label} {100 * _average(line, 'top1'):.1f} % at {_average(line, 'macs') / 1e6:.1f} M MACs" for line in below]
-        axes[0].text(0.02, 0.02, "not shown: " + "\n".join(words), transform=axes[0].transAxes, fontsize=7, va="bottom")
+        inches = 0.75 * width / (2 if width > WIDE else 1)
+        text = "\n".join(wrapped(f"not shown: {word}", inches, 7) for word in words)
+        axes[0].text(0.98, 0.02, text, transform=axes[0].transAxes, fontsize=7, ha="right", va="bottom")
     axes[0].set_ylabel("top-1 accuracy, test split (%)")
     _legend(figure, axes[0], width)
     return figure
@@ -145,12 +149,12 @@ def difference_figure(lines: Sequence[Line], style: Style, baseline: str, width:
                 text = f"{values.mean():+.1f}" + (f" [{low:+.1f}, {high:+.1f}]" if len(values) > 1 else "")
                 panel.text(-0.97 * bound, place - 0.28, text.replace("-", "−"), fontsize=7, va="center")
         panel.axvline(0, color="0.3", linewidth=0.8, linestyle=":")
-        panel.set_yticks(range(len(own)), [wrapped(line.label, width / 2) for line in own], fontsize=8)
+        panel.set_yticks(range(len(own)), [wrapped(line.label, 0.33 * width) for line in own], fontsize=FONT)
         panel.set_ylim(len(own) - 0.4, -0.6)
         panel.set_xlim(-bound, bound)
         panel.set_title(target, fontsize=9, loc="left")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel(f"points of top-1 over {baseline}")
+    figure.supxlabel(f"points of top-1 over {baseline}", fontsize=10)
     return figure
 
 
@@ -180,9 +184,9 @@ def time_figure(lines: Sequence[Line], width: float) -> Any:
         if minutes.max() > 0:
             axis.barh(range(len(lines)), minutes, left=left, color=colour, edgecolor="white", linewidth=0.5, label=label)
             left += minutes
-    axis.set_yticks(range(len(lines)), [wrapped(name, width) for name in names], fontsize=8)
+    axis.set_yticks(range(len(lines)), [wrapped(name, 0.33 * width) for name in names], fontsize=FONT)
     axis.invert_yaxis()
-    axis.set_xlabel("minutes of a run, mean over seeds")
+    axis.set_xlabel("minutes of a run")
     axis.spines[["top", "right"]].set_visible(False)
     _legend(figure, axis, width)
     return figure
@@ -208,12 +212,17 @@ def _figure(width: float, panels: int, *, height: float, below: int, sharey: boo
     return figure, list(axes)
 
 
+def across(width: float) -> int:
+    """Panels in a row."""
+    return 3 if width > WIDE else 2
+
+
 def grid_of(width: float, panels: int) -> tuple[Any, list[Any]]:
-    """Panels in rows of three, or one below the other where it is narrow."""
-    across = min(panels, 3) if width > WIDE else min(panels, 2)
-    down = -(-panels // across)
+    """Panels in rows."""
+    columns = min(panels, across(width))
+    down = -(-panels // columns)
     figure = blank(width, 0.4 + 1.9 * down)
-    grid = figure.subplots(down, across, squeeze=False).ravel()
+    grid = figure.subplots(down, columns, squeeze=False).ravel()
     for axis in grid:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=7)
@@ -224,21 +233,32 @@ def grid_of(width: float, panels: int) -> tuple[Any, list[Any]]:
 
 def _legend(figure: Any, axis: Any, width: float) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    columns = _legend_columns(labels, width)
-    figure.legend(
-        handles, [wrapped(label, width) for label in labels], loc="outside lower center", ncols=columns, frameon=False, fontsize=8
-    )
+    columns, labels = _legend_columns(labels, width), [wrapped(label, 0.6 * width) for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT)
 
 
 def _legend_columns(labels: Sequence[str], width: float) -> int:
-    longest = max((len(row) for label in labels for row in wrapped(label, width).split("\n")), default=1)
+    longest = max((len(row) for label in labels for row in wrapped(label, 0.6 * width).split("\n")), default=1)
     return max(1, min(len(labels), int(width / (0.55 + 0.072 * longest))))
 
 
 def _legend_rows(labels: Sequence[str], width: float) -> int:
-    return -(-len(labels) // _legend_columns(labels, width))
+    rows = max((wrapped(label, 0.6 * width).count("\n") + 1 for label in labels), default=1)
+    return -(-len(labels) // _legend_columns(labels, width)) * rows
 
 
-def wrapped(text: str, width: float) -> str:
-    """Lines of so many characters as half of the width holds."""
-    return "\n".join(textwrap.wrap(text, max(18, int(7 * width)), break_long_words=False)) or text
+def wrapped(text: str, inches: float, size: float = FONT) -> str:
+    """Text in lines that fit a width; what does not fit alone is broken.
+
+    Args:
+        text: one line.
+        inches: of the width.
+        size: of the letters, points.
+    """
+    most = max(8, int(inches / (EM * size / 72)))
+    lines = [""]
+    for piece in re.split(r"(?<=[ _])", text):  # names break behind an underscore
+        if len(lines[-1]) + len(piece.rstrip()) > most:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.strip()[start : start + most] for line in lines for start in range(0, len(line.strip()), most))

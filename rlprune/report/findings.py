@@ -83,10 +83,11 @@ def origins(finished: Sequence[Run]) -> list[str]:
         )
     later = [run for run in finished if _later(str((run.result.get("versions") or {}).get("rlprune", "0")))]
     if later:
-        found.append(f"{len(later)} runs were written by a later version than this {version('rlprune')}, such as {later[0].folder}")
+        number = "1 run was" if len(later) == 1 else f"{len(later)} runs were"
+        found.append(f"{number} written by a later version than this {version('rlprune')}, such as {later[0].folder}")
     seen = [run for run in finished if run.result.get("search_split_seen") == "unknown"]
     if seen:
-        where = f"{len(seen)} runs, such as {seen[0].folder}"
+        where = f"{len(seen)} run{'s' if len(seen) > 1 else ''}, such as {seen[0].folder}"
         found.append(f"dense weights from elsewhere may have been trained on the search split: {where}")
     return found
 

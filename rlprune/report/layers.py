@@ -9,8 +9,10 @@ import pandas as pd
 
 from rlprune.report.collect import Run
 from rlprune.report.comparison import Line
-from rlprune.report.figures import COLOURS, WIDE, blank, wrapped
+from rlprune.report.figures import COLOURS, EM, FONT, WIDE, blank, wrapped
 from rlprune.report.networks import Network
+
+LABEL = 6  # points, of the names of groups
 
 
 def sparsity_over_steps_figure(runs: Mapping[str, Run], width: float) -> Any:
@@ -20,22 +22,27 @@ def sparsity_over_steps_figure(runs: Mapping[str, Run], width: float) -> Any:
     groups = max(len(table) for table in maps.values())
     across = min(len(maps), 5 if width > WIDE else 2)
     down = -(-len(maps) // across)
-    figure = blank(width, down * (0.55 + min(7.0, max(1.4, 0.125 * groups))) + 0.6)
+    tall = min(7.0 if width > WIDE else 4.0, max(1.4, 0.125 * groups))  # inches of a map
+    height = down * (tall + 0.55) + 0.9
+    aside = EM * LABEL / 72 * max(len(str(name)) for table in maps.values() for name in table.index)
+    room = max(0.6, (width - aside) / across - 0.15)  # inches across a map
+    figure = blank(width, height)
     grid = figure.subplots(down, across, squeeze=False)
     for axis, (title, table) in zip(grid.ravel(), maps.items(), strict=False):
         image = axis.imshow(
             100 * (1 - table.to_numpy()), aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation="nearest",
             extent=(0.5, table.shape[1] + 0.5, len(table) - 0.5, -0.5),
         )  # fmt: skip
-        axis.set_title(wrapped(title, 2 * width / across), fontsize=8, loc="left")
+        axis.set_title(wrapped(title, room), fontsize=FONT, loc="left")
         first = axis in grid[:, 0] or list(table.index) != list(next(iter(maps.values())).index)
-        axis.set_yticks(*_thinned(list(table.index), 7.0 / 0.125 if groups < 57 else 45) if first else ([], []), fontsize=6)
-        axis.set_xticks([int(step) for step in table.columns[:: max(1, -(-table.shape[1] // 6))]])
+        axis.set_yticks(*_thinned(list(table.index), tall / 0.11) if first else ([], []), fontsize=LABEL)
+        axis.set_xticks([int(step) for step in table.columns[:: max(1, -(-table.shape[1] // max(2, int(room / 0.25))))]])
         axis.tick_params(axis="x", labelsize=7)
         axis.set_xlabel("pruning step", fontsize=7)
     for axis in grid.ravel()[len(maps) :]:
         axis.remove()
-    bar = figure.colorbar(image, ax=list(grid.ravel()[: len(maps)]), location="bottom", shrink=0.7, aspect=40, pad=0.03)
+    shown, inch = list(grid.ravel()[: len(maps)]), 1 / height  # by themselves the bar and its distance grow with the figure
+    bar = figure.colorbar(image, ax=shown, location="bottom", shrink=0.7, aspect=40, fraction=0.12 * inch, pad=0.08 * inch)
     bar.set_label("units removed (%)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
@@ -61,7 +68,7 @@ def channels_by_layer_figure(lines: Sequence[Line], width: float) -> Any:
         places = np.arange(len(table))
         panel.bar(places, table["kept"], color=COLOURS[0], label="kept", width=0.85)
         panel.bar(places, table["dense"] - table["kept"], bottom=table["kept"], color=COLOURS[4], label="pruned", width=0.85)
-        panel.set_title(wrapped(name, width), fontsize=8, loc="left", pad=2)
+        panel.set_title(wrapped(name, 0.8 * width), fontsize=FONT, loc="left", pad=2)
         panel.tick_params(axis="y", labelsize=7)
         panel.set_xlim(-0.7, len(table) - 0.3)
         panel.spines[["top", "right"]].set_visible(False)

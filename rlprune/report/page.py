@@ -98,7 +98,7 @@ def page(report: Report, pictures: Sequence[tuple[Plot, bytes, bytes]]) -> str:
         table=report.table,
         settings=[", ".join(f"{key}={value}" for key, value in line.settings.items()) for line in report.table.lines],
         pictures=[(plot, encode(wide), encode(narrow)) for plot, wide, narrow in pictures],
-        networks=networks_table(report.table.lines).fillna("").to_dict("records"),
+        networks=networks_table(report.table.lines).astype(object).where(lambda frame: frame.notna(), "").to_dict("records"),
         sections=sections,
         version=version("rlprune"),
     )

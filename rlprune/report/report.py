@@ -83,7 +83,7 @@ def make_report(choices: Choices) -> Report:
     shown = [column for column in columns if not constant.get(column.heading, False)]
     table = make_table(lines, shown, choices.sort, choices.baseline)
     report = Report(_title(labels, networks, runs), table, columns, findings(table.lines, choices.baseline), notes, open_runs, runs)
-    report.notes += confounded(lines) + averaged(lines, choices.average) + origins(finished)
+    report.notes += confounded(table.lines) + averaged(lines, choices.average) + origins(finished)
     if choices.plots:
         report.plots = plan_plots(table.lines, runs, choices.baseline)
     return report
