@@ -20,8 +20,7 @@ def main(config: SensitivityConfig, run_dir: Path, choices: dict[str, str]) -> N
     from rlprune.commands.setup import require
     from rlprune.config import build
     from rlprune.results.record import Clock, Identity
-    from rlprune.results.sensitivity import sensitivity_table
-    from rlprune.results.tables import to_markdown
+    from rlprune.results.sensitivity import sensitivity_text
     from rlprune.search.measure import make_score, search_evaluator
     from rlprune.search.sensitivity import SensitivityJob
     from rlprune.search.task import as_it_is
@@ -45,7 +44,7 @@ def main(config: SensitivityConfig, run_dir: Path, choices: dict[str, str]) -> N
         clock=clock,
     )
     frame = job.run()
-    print(f"\n{to_markdown(sensitivity_table(frame))}\n")
+    print(f"\n{sensitivity_text(frame, len(job.evaluator))}\n")
     logging.getLogger("rlprune").info("wrote to %s: sensitivity.csv  sensitivity.png  table.md  result.json", run_dir)
 
 

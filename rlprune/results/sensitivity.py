@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rlprune.files import write_atomically
+from rlprune.results.tables import to_markdown
 
 CHEAP = 1.0  # points: units that cost no more are called cheap
 CLIP = 20.0  # points: drops beyond it look alike, so that those below can be told apart
@@ -38,6 +39,19 @@ def sensitivity_table(frame: pd.DataFrame) -> pd.DataFrame:
             }
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def sensitivity_text(frame: pd.DataFrame, images: int) -> str:
+    """The table below a line that says what is compared; as Markdown.
+
+    Args:
+        frame: rows of sensitivity.csv.
+        images: of the search split, that the networks were measured on.
+    """
+    whole = frame.groupby("network", sort=False)[["accuracy", "drop"]].first().sum(axis=1)
+    found = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in whole.items())
+    head = f"Points of top-1 lost when one group alone is pruned; {images} images of the search split, on which the whole networks reach"
+    return f"{head}: {found}.\n\n{to_markdown(sensitivity_table(frame))}"
 
 
 def plot_sensitivity(path: Path, frame: pd.DataFrame) -> None:
