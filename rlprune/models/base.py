@@ -24,6 +24,14 @@ def scaled_by_8(channels: int, width: float) -> int:
     return nearest if nearest >= 0.9 * channels * width else nearest + 8
 
 
+class Family(nn.Module):
+    """A shipped family, which knows its own rule of first weights, so that a smaller network of it is drawn by it as well."""
+
+    def reset_parameters(self) -> None:
+        """Draw its convolutions anew; its other layers are drawn by their own rule, as when the network is made."""
+        initialize(self)
+
+
 def initialize(network: nn.Module) -> None:
     """Draw the weights of convolutions (He et al. 2015, by outputs); their biases start at zero."""
     for module in network.modules():

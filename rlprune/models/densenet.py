@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlprune.models.base import initialize, scaled
+from rlprune.models.base import Family, initialize, scaled
 
 # Layers of each of the four dense blocks.
 BLOCKS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32)}
@@ -42,7 +42,7 @@ class Transition(nn.Module):
         return self.pool(self.conv(F.relu(self.bn(images))))
 
 
-class DenseNet(nn.Module):
+class DenseNet(Family):
     """DenseNet-121 or 169; between blocks half of the channels go, rounded down.
 
     Args:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rlprune.models.base import initialize, scaled
+from rlprune.models.base import Family, initialize, scaled
 
 STEM = (64, 64, 192)
 # Of each block: 1×1; before and after the 3×3; before and after the 5×5; behind the pooling. A pooling that halves comes before a stage.
@@ -42,7 +42,7 @@ class Inception(nn.Module):
         return torch.cat([self.branch1(images), self.branch3(images), self.branch5(images), self.branch_pool(images)], dim=1)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Family):
     """Three convolutions and nine Inception blocks; all convolutions have biases, as RL-Pruner's counts tell.
 
     Args:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from rlprune.models.base import initialize, scaled_by_8
+from rlprune.models.base import Family, initialize, scaled_by_8
 
 STEM, LAST = 32, 1280
 # Expansion t, channels c, repeats n, and stride s of the first block (table 2); 32×32 images enter the last stages at 4×4.
@@ -28,7 +28,7 @@ class InvertedResidual(nn.Module):
         return images + self.layers(images) if self.residual else self.layers(images)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Family):
     """Seventeen inverted residuals between two convolutions.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from rlprune.models.base import initialize, scaled_by_8
+from rlprune.models.base import Family, initialize, scaled_by_8
 
 STEM = 16
 # Of each block: kernel, expanded channels, channels, squeeze-and-excitation, hard swish (or ReLU), stride (tables 1 and 2).
@@ -107,7 +107,7 @@ class Block(nn.Module):
         return self.act(hidden + self.shortcut(images)) if self.residual else hidden
 
 
-class MobileNetV3(nn.Module):
+class MobileNetV3(Family):
     """MobileNetV3-Large or Small. 32×32 images are 1×1 behind the last stride.
 
     Args:

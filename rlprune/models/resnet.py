@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlprune.models.base import initialize, scaled
+from rlprune.models.base import Family, initialize, scaled
 
 # Kind of block and blocks of each of the four wide stages.
 STAGES: dict[int, tuple[Literal["basic", "bottleneck"], tuple[int, ...]]] = {
@@ -72,7 +72,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(hidden)) + self.shortcut(images))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Family):
     """ResNet-20, 32, 44, 56, 110 and any other depth 6n + 2.
 
     Args:
@@ -110,7 +110,7 @@ class CifarResNet(nn.Module):
         return self.linear(self.pool(hidden).flatten(1))
 
 
-class ResNet(nn.Module):
+class ResNet(Family):
     """ResNet-18, 34 or 50 with a 3×3 stem and no pooling behind it.
 
     Args:

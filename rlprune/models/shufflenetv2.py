@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rlprune.models.base import initialize, scaled
+from rlprune.models.base import Family, initialize, scaled
 
 # Channels of the stem, of three stages and of the last convolution (table 5), by width.
 CHANNELS = {
@@ -43,7 +43,7 @@ class DownUnit(nn.Module):
         return self.shuffle(torch.cat([self.shortcut(images), self.branch(images)], dim=1))
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Family):
     """Three stages of units that split and shuffle.
 
     Args:

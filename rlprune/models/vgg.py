@@ -4,14 +4,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from rlprune.models.base import initialize, scaled
+from rlprune.models.base import Family, initialize, scaled
 
 # Convolutions of each of the five stages; a 2×2 max pooling ends a stage.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
 
 
-class VGG(nn.Module):
+class VGG(Family):
     """VGG-11, 13, 16 or 19.
 
     Args:
