@@ -35,7 +35,7 @@ class Artefact:
 def save_artefact(
     folder: Path,
     *,
-    before: nn.Module,
+    before: nn.Module | None,
     after: nn.Module,
     origin: Origin,
     keep: dict[str, np.ndarray],
@@ -46,14 +46,15 @@ def save_artefact(
 
     Args:
         folder: where to write.
-        before: the pruned network.
+        before: the pruned network; None where it never had the dense network's weights.
         after: the same network after its recovery.
         origin: of the dense network.
         keep: units of the dense network that stay, by group.
         ignore: layers that were left alone as asked; the groups are found again with it.
         facts: further entries of the plan.
     """
-    save_tensors(folder / "before_recovery.safetensors", before.state_dict())
+    if before is not None:
+        save_tensors(folder / "before_recovery.safetensors", before.state_dict())
     save_tensors(folder / "weights.safetensors", after.state_dict())
     plan = {
         "format": FORMAT,
@@ -76,6 +77,18 @@ def load_artefact(folder: Path, make: Callable[[Origin], nn.Module] = Origin.bui
     Raises:
         UserError: a file is absent, damaged, of a newer version, or does not fit the others; names it.
     """
+    found = load_architecture(folder, make)
+    _load(found.network, folder / "weights.safetensors", found.plan)
+    found.network.eval()
+    return found
+
+
+def load_architecture(folder: Path, make: Callable[[Origin], nn.Module] = Origin.build) -> Artefact:
+    """Rebuild a pruned network from its plan alone, as `load_artefact` does; its weights are cut out of what `make` has drawn.
+
+    Raises:
+        UserError: the plan is absent, damaged, of a newer version, or does not fit the dense network; names it.
+    """
     path = folder / "plan.json"
     plan, origin, keep = read_plan(path)
     try:
@@ -84,8 +97,7 @@ def load_artefact(folder: Path, make: Callable[[Origin], nn.Module] = Origin.bui
         network = prune(dense, graph, keep)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    _load(network, folder / "weights.safetensors", plan)
-    return Artefact(network.eval(), origin, plan, dense, graph, keep)
+    return Artefact(network, origin, plan, dense, graph, keep)
 
 
 def load_levels(folder: Path, dense: nn.Module, graph: ChannelGraph) -> tuple[nn.Module, nn.Module]:
@@ -113,8 +125,12 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     return (load_artefact(folder) if model is None else load_artefact(folder, lambda origin: model)).network
 
 
-def find_artefact(path: Path) -> Path:
+def find_artefact(path: Path, key: str = "run") -> Path:
     """The folder that holds plan.json: the path itself, or `pruned` in it.
+
+    Args:
+        path: of a run, or of an artefact in it.
+        key: that named it, for the message.
 
     Raises:
         UserError: there is none.
@@ -122,7 +138,7 @@ def find_artefact(path: Path) -> Path:
     for folder in (path, path / "pruned"):
         if (folder / "plan.json").is_file():
             return folder
-    raise UserError(f"run={path}: has no pruned/plan.json; name the folder of a finished `rlprune prune`")
+    raise UserError(f"{key}={path}: has no pruned/plan.json; name the folder of a finished `rlprune prune`")
 
 
 def read_plan(path: Path) -> tuple[dict[str, Any], Origin, dict[str, np.ndarray]]:
