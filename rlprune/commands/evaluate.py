@@ -29,7 +29,8 @@ def main(config: EvaluateConfig, run_dir: Path, choices: dict[str, str]) -> None
         name, network, sparsity, facts = "checkpoint" if config.checkpoint else "published", dense.network, 0.0, {"checkpoint": dense.path}
     else:
         folder, artefact, setup = open_run(config, choices)
-        dense, name, network = None, "recovered", artefact.network
+        dense, network = None, artefact.network
+        name = "from scratch" if artefact.plan.get("from_scratch") else "recovered"
         sparsity, facts = float(artefact.plan.get("sparsity", 0.0)), {"run": str(folder)}
     network.to(setup.execution.device)
     graph = trace(network, setup.example(), prove=False)

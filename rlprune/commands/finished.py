@@ -8,8 +8,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from rlprune.checkpoint import load_into, load_weights
+from rlprune.commands.adopt import adopt_origin
 from rlprune.commands.setup import load_checkpoint, make_network, make_setup
-from rlprune.config import shipped
 from rlprune.files import read_json
 from rlprune.graph import trace
 from rlprune.provenance import provenance
@@ -36,12 +36,8 @@ def open_run(config: EvaluateConfig | SensitivityConfig, choices: dict[str, str]
     """
     folder = find_artefact(Path(str(config.run)))
     artefact = load_artefact(folder, partial(make_network, config)) if named("model") else load_artefact(folder)
-    config.dense_seed = int(artefact.plan.get("dense_seed", artefact.plan["seed"]))  # the same search split
-    choices["model"] = artefact.origin.model
-    if not named("dataset"):
-        choices["dataset"], limit = artefact.origin.dataset, config.dataset.get("limit")
-        config.dataset = shipped("dataset", artefact.origin.dataset, artefact.origin.dataset_settings)
-        config.dataset["limit"] = limit if limit is not None else config.dataset["limit"]
+    dense_seed = int(artefact.plan.get("dense_seed", artefact.plan["seed"]))
+    adopt_origin(config, choices, artefact.origin, dense_seed, HydraConfig.get().overrides.task)
     return folder, artefact, make_setup(config, choices).fitted_to(artefact.origin)
 
 

@@ -99,17 +99,22 @@ def prepare(config: RunConfig, choices: dict[str, str], run_dir: Path | None) ->
             "%s was trained on images of %d pixels a side, the data set has %d", known.weights, known.side, setup.origin.image_size[0]
         )
     if run_dir is not None:
-        execution = choose_way(
-            setup.execution,
-            network,
-            setup.example(),
-            batch_size=config.training.batch_size,
-            images=config.training.epochs * len(setup.splits.train),
-            cache=Path(config.paths.outputs) / "cache",
-            chosen=run_dir / "checkpoint" / "way.json",
-        )
-        setup = replace(setup, execution=execution)
+        setup = choose_training_way(config, setup, network, run_dir)
     return setup, network
+
+
+def choose_training_way(config: RunConfig, setup: Setup, network: nn.Module, run_dir: Path) -> Setup:
+    """The same setup, with the fastest way to train the network."""
+    execution = choose_way(
+        setup.execution,
+        network,
+        setup.example(),
+        batch_size=config.training.batch_size,
+        images=config.training.epochs * len(setup.splits.train),
+        cache=Path(config.paths.outputs) / "cache",
+        chosen=run_dir / "checkpoint" / "way.json",
+    )
+    return replace(setup, execution=execution)
 
 
 def require_scores(network: nn.Module, setup: Setup, choices: dict[str, str], *, trains: bool) -> None:
@@ -168,10 +173,7 @@ def make_dense(
     data = {key: value for key, value in config.dataset.items() if key not in ("root", "num_workers")}
     if train and config.checkpoint is not None:
         data["from"] = config.checkpoint  # a fine-tuned network is not the one trained from scratch
-    images = [setup.splits.class_names, setup.splits.train.checksum(), setup.splits.normalization]
-    how = [str(setup.execution.training), setup.execution.device.type, setup.execution.compile]
-    training = asdict(config.training)
-    del training["save_minutes"]
+    images, training, how = training_facts(config, setup)
     facts = [config.model, *_network_facts(network), data, images, training, config.dense_seed, how]
     source = Source(
         checkpoint=config.checkpoint,
@@ -183,6 +185,14 @@ def make_dense(
     plan = make_training(config.training)
     with _naming_the_model():
         return obtain_dense(network, setup.splits, source=source, training=plan, execution=setup.execution, seed=config.dense_seed)
+
+
+def training_facts(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
+    """Images, settings and execution that the weights of a training depend on."""
+    images = [setup.splits.class_names, setup.splits.train.checksum(), setup.splits.normalization]
+    training = asdict(config.training)
+    del training["save_minutes"]
+    return images, training, [str(setup.execution.training), setup.execution.device.type, setup.execution.compile]
 
 
 def make_training(config: TrainingConfig) -> Training:

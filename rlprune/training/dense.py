@@ -35,8 +35,12 @@ class Dense:
 
 def dense_path(folder: Path, choices: dict[str, str], facts: Any) -> Path:
     """Where the dense network of these settings is kept; the name changes with every setting that its weights depend on."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    return folder / f"{choices['model']}-{choices['dataset']}-{digest}.safetensors"
+    return folder / f"{choices['model']}-{choices['dataset']}-{fingerprint(facts)}.safetensors"
+
+
+def fingerprint(facts: Any) -> str:
+    """Twelve digits that change with any of the facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def obtain_dense(network: nn.Module, splits: Splits, *, source: Source, training
     saver = Saver(source.state, identity=source.path.name, minutes=training.save_minutes, resume=source.resume)
     reason = "as asked" if source.train else "none kept for these settings"
     log.info("dense network: %s; training %d epochs on %d images", reason, training.epochs, len(splits.train))
-    losses = _train(network, splits, training, execution, seed, saver)
+    losses = train_network(network, splits, training, execution, seed=seed, saver=saver, description="train dense")
     constants = {"mean": splits.normalization.mean, "std": splits.normalization.std}
     save_tensors(source.path, network.state_dict(), {"epochs": training.epochs, "losses": losses, **constants})
     if not source.train:  # a job that is about training forgets its state when it is done
@@ -132,7 +136,23 @@ def dense_batches(splits: Splits, training: Training, execution: Execution, seed
     return training_batches(replace(splits, augmentation=how), training.batch_size, execution, seed, phase)
 
 
-def _train(network: nn.Module, splits: Splits, training: Training, execution: Execution, seed: int, saver: Saver) -> list[float]:
+def train_network(
+    network: nn.Module, splits: Splits, training: Training, execution: Execution, *, seed: int, saver: Saver, description: str
+) -> list[float]:
+    """Train a network from the weights it has, in place; the mean loss of every epoch.
+
+    Args:
+        network: of any size.
+        splits: training images.
+        training: how.
+        execution: device and precision.
+        seed: of the training.
+        saver: keeps its progress.
+        description: of the progress bar.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
     network.to(execution.device)
     seed_globals(seed, "dense training")
     return fit(
@@ -142,6 +162,6 @@ def _train(network: nn.Module, splits: Splits, training: Training, execution: Ex
         loss=cross_entropy(training.label_smoothing),
         recipe=training.recipe,
         execution=execution,
-        description="train dense",
+        description=description,
         saver=saver,
     )
