@@ -114,6 +114,8 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """`rlprune train`."""
 
+    like: str | None = MISSING  # run or artefact folder whose pruned architecture is trained from scratch; null: a dense network
+    equal_compute: bool = MISSING  # with like: for as many MACs as training.epochs of the dense network take, thus more epochs
     resume: str | None = MISSING  # run folder to continue; true: the newest one of this line; null or false: none
 
 

@@ -1,4 +1,4 @@
-"""`rlprune train`: a dense network, kept where `rlprune prune` finds it."""
+"""`rlprune train`: a dense network, kept where `rlprune prune` finds it, or a pruned architecture from scratch."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from rlprune.skeleton import TrainConfig
 
 @command("train")
 def main(config: TrainConfig, run_dir: Path, choices: dict[str, str]) -> None:
-    """Train anew, or from `checkpoint`, keep the weights, test once."""
+    """Train anew, from `checkpoint`, or the architecture of `like`; keep the weights, test once."""
+    from rlprune.commands.like import read_like
     from rlprune.commands.setup import make_dense, prepare
     from rlprune.graph import trace
     from rlprune.results.finish import Tested, finish
@@ -17,11 +18,19 @@ def main(config: TrainConfig, run_dir: Path, choices: dict[str, str]) -> None:
     from rlprune.training.evaluate import Evaluator
 
     clock = Clock()
-    setup, network = prepare(config, choices, run_dir)
-    with clock.phase("dense"):
-        dense = make_dense(config, setup, network, choices, run_dir, train=True)
+    like = read_like(config, choices)
+    setup, network = prepare(config, choices, run_dir) if like is None else like.prepare(choices, run_dir)
+    dense, facts = None, {}
+    with clock.phase("dense" if like is None else "training"):
+        if like is None:
+            dense = make_dense(config, setup, network, choices, run_dir, train=True)
+        else:
+            facts = like.train(setup, network, run_dir)
     evaluator = Evaluator(setup.splits.search, setup.splits.normalization, setup.execution)
-    tested = Tested("dense", dense.network, 0.0, 0.0, trace(dense.network, setup.example(), prove=False).macs({}))
+    name, level, sparsity = ("dense", 0.0, 0.0) if like is None else ("from scratch", like.source.level, like.sparsity)
+    tested = Tested(name, network, level, sparsity, trace(network, setup.example(), prove=False).macs({}))
     job = Identity("train", run_dir, choices, config.seed)
-    finish([tested], history=None, dense=dense, evaluator=evaluator, setup=setup, clock=clock, job=job)
+    finish([tested], history=None, dense=dense, evaluator=evaluator, setup=setup, clock=clock, job=job, facts=facts)
+    if like is not None:
+        like.compare(run_dir)
     forget_states(run_dir / "checkpoint")
