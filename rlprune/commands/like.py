@@ -22,7 +22,7 @@ from rlprune.commands.setup import (
 from rlprune.errors import UserError
 from rlprune.files import read_json
 from rlprune.provenance import provenance
-from rlprune.results.artefact import Architecture, find_artefact, load_architecture, save_artefact
+from rlprune.results.artefact import Artefact, find_artefact, load_architecture, save_artefact
 from rlprune.results.origin import Origin
 from rlprune.results.source import SourceRun, read_source
 from rlprune.seeding import seed_globals
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class Like:
     """What `like` names: an architecture with first weights of its own, and the run that found it."""
 
-    architecture: Architecture
+    architecture: Artefact
     source: SourceRun
     config: TrainConfig
 
