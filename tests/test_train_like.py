@@ -263,7 +263,7 @@ def test_a_network_of_ones_own_is_named_again(rlprune, tmp_path, monkeypatch):
     assert rlprune("prune", *SMOKE, "agent=uniform", *own, "paths.run=run")[0] == 0
     code, _, err = rlprune("train", *SMOKE, "like=run")
     assert (code, len(last_line(err))) == (2, 1)
-    assert "name the network again: rlprune evaluate run=FOLDER model=custom model.target=like_nets.net (likewise train like=FOLDER)" in err
+    assert "name the network again: model=custom model.target=like_nets.net beside the folder" in err
     assert rlprune("train", *SMOKE, "like=run", *own, "paths.run=first")[0] == 0
     assert rlprune("evaluate", "run=first", "device=cpu", "precision=fp32", *own, "paths.run=again")[0] == 0
     assert result("again")["rows"][0]["top1"] == result("first")["rows"][0]["top1"]

@@ -40,7 +40,7 @@ class Origin:
             words = [f"model={self.model}", *(shlex.quote(f"model.{key}={_word(value)}") for key, value in settings.items())]
             raise UserError(
                 f"model={self.model}: is not shipped with this version, and code is never taken from a file; name the network again: "
-                f"run=FOLDER {' '.join(words)}, or rlprune.load(FOLDER, model=NETWORK)"
+                f"{' '.join(words)} beside the folder, or rlprune.load(FOLDER, model=NETWORK)"
             )
         network: nn.Module = build(
             shipped("model", self.model, self.model_settings), "model", in_channels=self.in_channels, num_classes=len(self.class_names)
