@@ -55,17 +55,20 @@ def style_of(names: Sequence[str]) -> Style:
 
 def accuracy_figure(lines: Sequence[Line], style: Style, width: float) -> Any:
     """Top-1 on the test split against MACs and channel sparsity: means, standard deviations, seeds, Pareto front, dense networks."""
-    labels = [line.label for line in lines] + [FRONT]
+    labels = [*dict.fromkeys(line.label for line in lines), FRONT]
     figure, axes = _figure(width, 2, height=3.4, below=_legend_rows(labels, width), sharey=True)
     low = _floor(lines)
     below = [line for line in lines if line.kind == FINAL and 100 * _average(line, "top1") < low]
     shown = [line for line in lines if line not in below]
-    for axis, key, unit, label in zip(axes, ("macs", "sparsity"), (1e-6, 100.0), ("MACs (millions)", "channel sparsity (%)"), strict=True):
+    for axis, key, unit, title in zip(axes, ("macs", "sparsity"), (1e-6, 100.0), ("MACs (millions)", "channel sparsity (%)"), strict=True):
         for line, aside in zip(shown, _aside([_average(line, key) * unit for line in shown]), strict=True):
             _draw_accuracy(axis, line, style, key, unit, aside)
+        for label in dict.fromkeys(line.label for line in shown if line.kind == FINAL):  # one agent at several targets
+            path = sorted((_average(line, key) * unit, 100 * _average(line, "top1")) for line in shown if line.label == label)
+            axis.plot(*zip(*path, strict=True), "-", color=style.colour(label), linewidth=0.6, alpha=0.6, zorder=1)
         front = pareto_front([(_average(line, key), _average(line, "top1")) for line in shown if line.kind == FINAL], least=key == "macs")
         axis.plot([x * unit for x, _ in front], [100 * y for _, y in front], "-", color="0.6", linewidth=1, zorder=1, label=FRONT)
-        axis.set_xlabel(label)
+        axis.set_xlabel(title)
     if below:
         words = [f"{line.label} {100 * _average(line, 'top1'):.1f} % at {_average(line, 'macs') / 1e6:.1f} M MACs" for line in below]
         inches = 0.75 * width / (2 if width > WIDE else 1)
@@ -233,6 +236,9 @@ def grid_of(width: float, panels: int) -> tuple[Any, list[Any]]:
 
 def _legend(figure: Any, axis: Any, width: float) -> None:
     handles, labels = axis.get_legend_handles_labels()
+    once = dict(reversed(list(zip(labels, handles, strict=True))))
+    labels = list(dict.fromkeys(labels))
+    handles = [once[label] for label in labels]
     columns, labels = _legend_columns(labels, width), [wrapped(label, 0.6 * width) for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT)
 

@@ -149,9 +149,9 @@ def _hardware(line: Line) -> str:
 
 def published(line: Line) -> Published | None:
     """The paper's own numbers of this agent, where model and data set are the same."""
-    if line.kind != FINAL:
-        return None
     network = line.networks[0]
+    if line.kind != FINAL or network.run.settings.get("dataset.limit") is not None:
+        return None
     kept = network.sizes["macs"] / network.dense["macs"] if network.dense.get("macs") else None
     settings = {key.partition(".")[2]: value for key, value in network.run.settings.items() if key.startswith("model.")}
     dataset = network.run.choices["dataset"]
