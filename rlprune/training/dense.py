@@ -16,7 +16,7 @@ from rlprune.errors import UserError
 from rlprune.provenance import provenance
 from rlprune.seeding import seed_globals
 from rlprune.training.execution import Execution
-from rlprune.training.fit import Recipe, cross_entropy, fit
+from rlprune.training.fit import OnEpoch, Recipe, cross_entropy, fit, unheard
 from rlprune.training.progress import Saver
 from rlprune.training.recover import training_batches
 
@@ -85,7 +85,16 @@ class Source:
     resume: bool
 
 
-def obtain_dense(network: nn.Module, splits: Splits, *, source: Source, training: Training, execution: Execution, seed: int) -> Dense:
+def obtain_dense(
+    network: nn.Module,
+    splits: Splits,
+    *,
+    source: Source,
+    training: Training,
+    execution: Execution,
+    seed: int,
+    on_epoch: OnEpoch = unheard,
+) -> Dense:
     """The network with the weights of `source.checkpoint`, of an earlier run, or published ones; trained where there are none.
 
     Args:
@@ -95,6 +104,7 @@ def obtain_dense(network: nn.Module, splits: Splits, *, source: Source, training
         training: how to train it.
         execution: device and precision.
         seed: of the training.
+        on_epoch: told of every epoch of it.
 
     Raises:
         UserError: a checkpoint that is absent, damaged, or of another architecture; a training whose loss is not finite.
@@ -120,7 +130,7 @@ def obtain_dense(network: nn.Module, splits: Splits, *, source: Source, training
     saver = Saver(source.state, identity=source.path.name, minutes=training.save_minutes, resume=source.resume)
     reason = "as asked" if source.train else "none kept for these settings"
     log.info("dense network: %s; training %d epochs on %d images", reason, training.epochs, len(splits.train))
-    losses = train_network(network, splits, training, execution, seed=seed, saver=saver, description="train dense")
+    losses = train_network(network, splits, training, execution, seed=seed, saver=saver, description="train dense", on_epoch=on_epoch)
     constants = {"mean": splits.normalization.mean, "std": splits.normalization.std}
     save_tensors(source.path, network.state_dict(), {"epochs": training.epochs, "losses": losses, **constants})
     if not source.train:  # a job that is about training forgets its state when it is done
@@ -137,7 +147,15 @@ def dense_batches(splits: Splits, training: Training, execution: Execution, seed
 
 
 def train_network(
-    network: nn.Module, splits: Splits, training: Training, execution: Execution, *, seed: int, saver: Saver, description: str
+    network: nn.Module,
+    splits: Splits,
+    training: Training,
+    execution: Execution,
+    *,
+    seed: int,
+    saver: Saver,
+    description: str,
+    on_epoch: OnEpoch = unheard,
 ) -> list[float]:
     """Train a network from the weights it has, in place; the mean loss of every epoch.
 
@@ -149,6 +167,7 @@ def train_network(
         seed: of the training.
         saver: keeps its progress.
         description: of the progress bar.
+        on_epoch: told of every epoch.
 
     Raises:
         UserError: the loss is not finite.
@@ -164,4 +183,5 @@ def train_network(
         execution=execution,
         description=description,
         saver=saver,
+        on_epoch=on_epoch,
     )

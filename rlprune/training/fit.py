@@ -4,7 +4,7 @@ import bisect
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 20  # epochs that take longer get a line each
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (N, classes) in float32, images, labels (N,) or (N, classes)) → mean loss."""
+OnEpoch = Callable[[int, Mapping[str, float]], object]
+"""Called with an epoch that is done, from 1, its mean `loss` and the `learning_rate` that it came to."""
+
+
+def unheard(epoch: int, values: Mapping[str, float]) -> None:
+    """Nobody is told of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ class Trainer:
         execution: device, precision, memory format.
         description: what it is called.
         saver: keeps the state now and then, and hands it back in a training that goes on.
+        on_epoch: told of every epoch.
     """
 
     def __init__(
@@ -118,9 +125,10 @@ class Trainer:
         execution: Execution,
         description: str,
         saver: Saver | None = None,
+        on_epoch: OnEpoch = unheard,
     ) -> None:
         self.model, self.batches, self.recipe, self.execution = model, batches, recipe, execution
-        self.description, self.saver = description, saver
+        self.description, self.saver, self.on_epoch = description, saver, on_epoch
         self._memory_format = execution.memory_format(model, training=True)
         model.to(memory_format=self._memory_format).train()
         optimizer = recipe.optimizer(parameter_groups(model))
@@ -164,6 +172,8 @@ class Trainer:
         if time.monotonic() - started > TELL_SECONDS:
             log.info("%s: epoch %d/%d, loss %.4f", self.description, progress.epoch, progress.epochs, progress.losses[-1])
         _require_finite(self.model, progress.losses[-1], f"{self.description}, epoch {progress.epoch}")
+        rate = float(progress.optimizer.param_groups[0]["lr"])
+        self.on_epoch(progress.epoch, {"loss": progress.losses[-1], "learning_rate": rate})  # before a state is saved that is behind it
         return progress.losses[-1]
 
     def finish(self) -> None:
@@ -200,6 +210,7 @@ def fit(
     description: str,
     saver: Saver | None = None,
     progress_bar: bool = True,
+    on_epoch: OnEpoch = unheard,
 ) -> list[float]:
     """Train in place to the end and return the mean loss of each epoch.
 
@@ -213,13 +224,16 @@ def fit(
         description: of the progress bar.
         saver: see there.
         progress_bar: whether there is one.
+        on_epoch: told of every epoch.
 
     Raises:
         UserError: the loss or a weight is no longer finite.
     """
     if epochs == 0:
         return []
-    trainer = Trainer(model, batches, epochs=epochs, recipe=recipe, execution=execution, description=description, saver=saver)
+    trainer = Trainer(
+        model, batches, epochs=epochs, recipe=recipe, execution=execution, description=description, saver=saver, on_epoch=on_epoch
+    )
     progress = trainer.progress
     if saver is not None:
         saver.restore(progress)

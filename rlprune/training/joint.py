@@ -12,7 +12,7 @@ from rlprune.seeding import derive_seed, seed_globals
 from rlprune.training.alignment import Alignment
 from rlprune.training.dense import Training, dense_batches
 from rlprune.training.execution import Execution
-from rlprune.training.fit import Loss, Trainer, cross_entropy
+from rlprune.training.fit import Loss, OnEpoch, Trainer, cross_entropy, unheard
 from rlprune.training.progress import Saver
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class JointTraining:
         state: file that keeps the state within an epoch.
         identity: of the training; a state of another one is not taken.
         resume: whether that file may be taken up.
+        on_epoch: told of every epoch.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class JointTraining:
         state: Path,
         identity: str,
         resume: bool,
+        on_epoch: OnEpoch = unheard,
     ) -> None:
         self.network, self.training, self.epochs, self.seed = network.to(execution.device), training, epochs, seed
         self._saver = Saver(state, identity=identity, minutes=training.save_minutes, resume=resume)
@@ -58,6 +60,7 @@ class JointTraining:
             execution=execution,
             description=PHASE,
             saver=self._saver,
+            on_epoch=on_epoch,
         )
         network.eval()
 

@@ -12,7 +12,7 @@ from rlprune.data.base import Splits
 from rlprune.data.batches import Batches
 from rlprune.seeding import derive_seed, seed_globals
 from rlprune.training.execution import Execution
-from rlprune.training.fit import Loss, Recipe, cross_entropy, fit
+from rlprune.training.fit import Loss, OnEpoch, Recipe, cross_entropy, fit, unheard
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def recover(
     seed: int,
     phase: str,
     progress_bar: bool = True,
+    on_epoch: OnEpoch = unheard,
 ) -> list[float]:
     """Train a pruned network in place; returns the loss of each epoch."""
     execution = replace(execution, compile=False)  # every pruned network would be compiled anew
@@ -80,7 +81,10 @@ def recover(
     loss = distillation(teacher, rho=recovery.rho, temperature=recovery.temperature, execution=execution)
     batches = training_batches(splits, recovery.batch_size, execution, seed, phase)
     recipe = recovery.recipe
-    return fit(network, batches, epochs=epochs, loss=loss, recipe=recipe, execution=execution, description=phase, progress_bar=progress_bar)
+    return fit(
+        network, batches,
+        epochs=epochs, loss=loss, recipe=recipe, execution=execution, description=phase, progress_bar=progress_bar, on_epoch=on_epoch,
+    )  # fmt: skip
 
 
 def epoch_seconds(
