@@ -114,6 +114,7 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """`rlprune train`."""
 
+    tracker: Any = MISSING  # what shows the run while it goes on
     like: str | None = MISSING  # run or artefact folder whose pruned architecture is trained from scratch; null: a dense network
     equal_compute: bool = MISSING  # with like: for as many MACs as training.epochs of the dense network take, thus more epochs
     resume: str | None = MISSING  # run folder to continue; true: the newest one of this line; null or false: none
@@ -125,6 +126,7 @@ class PruneConfig(RunConfig):
 
     ignore: list[str] = MISSING  # layers to leave alone: names or regular expressions
     resume: str | None = MISSING  # run folder to continue; true: the newest one of this line; null or false: none
+    tracker: Any = MISSING  # what shows the run while it goes on
     agent: Any = MISSING
     reward: Any = MISSING
     criterion: Any = MISSING

@@ -10,13 +10,13 @@ LAYERS = [
     {"errors", "seeding", "files", "skeleton"},
     {"checkpoint", "cost", "config", "kernels", "provenance"},
     {"graph", "rl"},
-    {"agents", "criteria", "rewards", "models", "data"},
+    {"agents", "criteria", "rewards", "models", "data", "trackers"},
     {"training", "results", "setup", "search", "report"},
     {"cli"},
     {"commands"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-PLUGINS = {"agents", "criteria", "rewards", "models"}
+PLUGINS = {"agents", "criteria", "rewards", "models", "trackers"}
 
 
 def imports(path):

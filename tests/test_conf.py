@@ -10,7 +10,9 @@ from rlprune.config import build, check_settings, conf_dir, load_yaml, register,
 from rlprune.errors import UserError
 
 PLUGINS = sorted(
-    path for group in ("model", "dataset", "agent", "reward", "criterion", "optimizer") for path in (conf_dir() / group).glob("*.yaml")
+    path
+    for group in ("model", "dataset", "agent", "reward", "criterion", "optimizer", "tracker")
+    for path in (conf_dir() / group).glob("*.yaml")
 )
 FILLED = {"???": "x", "${seed}": 0}  # what a command line or the rest of the config gives
 RUNTIME = {"in_channels", "num_classes", "cache_dir", "data_dir", "params"}
@@ -42,7 +44,7 @@ def test_every_command_composes(command):
     assert config.paths.outputs == "outputs"
 
 
-@pytest.mark.parametrize("group", ["model", "agent", "reward", "criterion", "schedule", "recovery", "training", "debug"])
+@pytest.mark.parametrize("group", ["model", "agent", "reward", "criterion", "schedule", "recovery", "training", "debug", "tracker"])
 def test_every_choice_composes(group):
     for path in (conf_dir() / group).glob("*.yaml"):
         more = ["model.target=a.B"] if path.stem == "custom" else []

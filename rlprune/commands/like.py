@@ -29,6 +29,7 @@ from rlprune.seeding import seed_globals
 from rlprune.setup import Setup
 from rlprune.skeleton import TrainConfig
 from rlprune.training.dense import fingerprint, train_network
+from rlprune.training.fit import OnEpoch
 from rlprune.training.progress import Saver
 from rlprune.training.scratch import draw_weights
 
@@ -61,8 +62,8 @@ class Like:
         require_scores(network, setup, choices, trains=True)
         return choose_training_way(self.config, setup, network, run_dir), network
 
-    def train(self, setup: Setup, network: nn.Module, run_dir: Path) -> dict[str, Any]:
-        """Train, keep the network as an artefact of this run, and say what result.json tells of it."""
+    def train(self, setup: Setup, network: nn.Module, run_dir: Path, on_epoch: OnEpoch) -> dict[str, Any]:
+        """Train, keep the network as an artefact of this run, and say what result.json tells of it; `on_epoch` is told of every epoch."""
         config, found = self.config, self.architecture
         training = make_training(config.training)
         facts = [{name: units.tolist() for name, units in found.keep.items()}, *training_facts(config, setup), config.seed]
@@ -70,8 +71,9 @@ class Like:
         saver = Saver(path, identity=fingerprint(facts), minutes=training.save_minutes, resume=config.resume is not None)
         log.info("from scratch, as in %s: training %d epochs on %d images", config.like, training.epochs, len(setup.splits.train))
         losses = train_network(
-            network, setup.splits, training, setup.execution, seed=config.seed, saver=saver, description="train from scratch"
-        )
+            network, setup.splits, training, setup.execution,
+            seed=config.seed, saver=saver, description="train from scratch", on_epoch=on_epoch,
+        )  # fmt: skip
         known = ("sparsity", "macs", "params", "agent", "criterion", "units_chosen_by")
         plan: dict[str, Any] = {key: found.plan[key] for key in known if key in found.plan}
         plan |= {"from_scratch": True, "like": config.like, "seed": config.seed, "dense_seed": config.dense_seed}

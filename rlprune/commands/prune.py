@@ -1,5 +1,6 @@
 """`rlprune prune`: the main job."""
 
+from functools import partial
 from pathlib import Path
 
 from rlprune.commands.job import command
@@ -10,11 +11,13 @@ from rlprune.skeleton import PruneConfig
 def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Train or load, trace, search, prune, recover, test once, write."""
     from rlprune.commands.setup import make_dense, make_joint, make_network, make_recipe, make_start, prepare, require
+    from rlprune.commands.tracking import make_tracking
     from rlprune.config import build
     from rlprune.results.record import Identity
     from rlprune.search.job import PruneJob
     from rlprune.training.recover import Recovery
 
+    tracking = make_tracking(config, choices)
     agent = build(config.agent, "agent")
     reward = build(config.reward, "reward")
     criterion = build(config.criterion, "criterion")
@@ -43,10 +46,13 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         identity=Identity("prune", run_dir, choices, config.seed),
         resume=config.resume is not None,
         cache=Path(config.paths.outputs) / "cache",
-        joint=lambda network, epochs: make_joint(config, setup, network, epochs, run_dir),
-        reference=lambda: make_dense(config, setup, make_network(config, setup.origin), choices, run_dir),
+        joint=lambda network, epochs: make_joint(config, setup, network, epochs, run_dir, partial(tracking.log, "joint training")),
+        reference=lambda: train_dense(make_network(config, setup.origin)),
+        tracking=tracking,
     )
+    train_dense = partial(make_dense, config, setup, choices=choices, run_dir=run_dir, on_epoch=partial(tracking.log, "dense training"))
     job.check(network)
-    with job.clock.phase("dense"):
-        dense = make_start(config, setup, network) if config.schedule.joint else make_dense(config, setup, network, choices, run_dir)
-    job.run(dense)
+    with tracking.of(run_dir, config, choices):
+        with job.clock.phase("dense"):
+            dense = make_start(config, setup, network) if config.schedule.joint else train_dense(network)
+        job.run(dense)

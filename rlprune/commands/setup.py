@@ -26,7 +26,7 @@ from rlprune.setup import Setup
 from rlprune.skeleton import PruneConfig, RecipeConfig, RunConfig, TrainingConfig
 from rlprune.training.dense import Dense, Source, Training, dense_path, obtain_dense
 from rlprune.training.execution import Execution, choose_execution
-from rlprune.training.fit import Recipe
+from rlprune.training.fit import OnEpoch, Recipe, unheard
 from rlprune.training.joint import JointTraining
 from rlprune.training.measure import choose_way
 
@@ -167,9 +167,16 @@ def _optimizer(node: dict[str, Any], key: str, groups: list[dict[str, Any]]) -> 
 
 
 def make_dense(
-    config: RunConfig, setup: Setup, network: nn.Module, choices: dict[str, str], run_dir: Path, *, train: bool = False
+    config: RunConfig,
+    setup: Setup,
+    network: nn.Module,
+    choices: dict[str, str],
+    run_dir: Path,
+    *,
+    train: bool = False,
+    on_epoch: OnEpoch = unheard,
 ) -> Dense:
-    """The dense network: from `checkpoint`, kept from an earlier run, published, or trained now."""
+    """The dense network: from `checkpoint`, kept from an earlier run, published, or trained now, when `on_epoch` is told."""
     data = {key: value for key, value in config.dataset.items() if key not in ("root", "num_workers")}
     if train and config.checkpoint is not None:
         data["from"] = config.checkpoint  # a fine-tuned network is not the one trained from scratch
@@ -184,7 +191,10 @@ def make_dense(
     )
     plan = make_training(config.training)
     with _naming_the_model():
-        return obtain_dense(network, setup.splits, source=source, training=plan, execution=setup.execution, seed=config.dense_seed)
+        return obtain_dense(
+            network, setup.splits,
+            source=source, training=plan, execution=setup.execution, seed=config.dense_seed, on_epoch=on_epoch,
+        )  # fmt: skip
 
 
 def training_facts(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
@@ -221,8 +231,10 @@ def make_start(config: RunConfig, setup: Setup, network: nn.Module) -> Dense:
     return Dense(network, "first weights" if given is None else given, "no" if given is None else "unknown", [])
 
 
-def make_joint(config: PruneConfig, setup: Setup, network: nn.Module, epochs: int, run_dir: Path) -> JointTraining:
-    """The training that a search goes along with."""
+def make_joint(
+    config: PruneConfig, setup: Setup, network: nn.Module, epochs: int, run_dir: Path, on_epoch: OnEpoch = unheard
+) -> JointTraining:
+    """The training that a search goes along with; `on_epoch` is told of every epoch."""
     if config.recovery.control and epochs != config.training.epochs:
         log.warning(
             "schedule.steps=%d: joint training goes on for so many epochs, but the dense network beside it for training.epochs=%d; "
@@ -239,6 +251,7 @@ def make_joint(config: PruneConfig, setup: Setup, network: nn.Module, epochs: in
         state=run_dir / "checkpoint" / "joint.safetensors",
         identity=f"joint training {config.seed} {setup.splits.train.checksum()}",
         resume=getattr(config, "resume", None) is not None,
+        on_epoch=on_epoch,
     )
 
 
@@ -277,6 +290,5 @@ def require(plugin: Any, node: dict[str, Any], key: str, *names: str) -> None:
     """
     for name in names:
         if not hasattr(plugin, name):
-            raise UserError(
-                f"{key}._target_={node['_target_']}: has no `{name}`; see rlprune.{'agents' if key == 'agent' else 'criteria'}.base"
-            )
+            folder = "criteria" if key == "criterion" else f"{key}s"
+            raise UserError(f"{key}._target_={node['_target_']}: has no `{name}`; see rlprune.{folder}.base")

@@ -65,8 +65,8 @@ def finish(
     clock: Clock,
     job: Identity,
     facts: dict[str, Any] | None = None,
-) -> None:
-    """Test the networks, the first of which is what the others are compared with; write everything, result.json last.
+) -> list[Row]:
+    """Test the networks, the first of which is what the others are compared with; write everything, result.json last; returns the table.
 
     Args:
         networks: rows of the table.
@@ -111,6 +111,7 @@ def finish(
     (job.run_dir / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
     write_result(job.run_dir, result)
     _print(table, rows, history, dense, job)
+    return rows
 
 
 def smallest_saved(history: History) -> dict[str, list[Bar]]:

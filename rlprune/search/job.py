@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +29,14 @@ from rlprune.search.resume import forget_states, keep_measured, load_state, save
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
 from rlprune.search.schedule import Schedule, Targets, make_schedule, size_of
 from rlprune.search.task import Environment, Ledger, Reward, Task, as_it_is
+from rlprune.search.tracked import TrackedSearch
 from rlprune.setup import Setup
 from rlprune.skeleton import BudgetConfig, ScheduleConfig, SearchConfig
+from rlprune.trackers.tracking import Tracking
 from rlprune.training.alignment import Alignment
 from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
+from rlprune.training.fit import OnEpoch
 from rlprune.training.joint import JointTraining
 from rlprune.training.recover import Recovery, recover
 from rlprune.training.refresh import BriefRecovery, FineTuning, Recalibration
@@ -59,6 +62,7 @@ class PruneJob:
     identity: Identity
     resume: bool
     cache: Path  # folder of what was measured before
+    tracking: Tracking  # of the run, begun before `run`
     joint: Callable[[nn.Module, int], JointTraining] | None = None  # (network, epochs): how schedule.joint trains
     reference: Callable[[], Dense] | None = None  # the dense network that joint training is compared with
     clock: Clock = field(default_factory=Clock)
@@ -91,18 +95,19 @@ class PruneJob:
         if plan.joint:
             share = self.clock.seconds["search"] / self.clock.seconds["training"]
             log.info("the agent took %.0f %% of the time of training", 100 * share)
+        control = self.tracking.running("control")
         networks, dense = compared(
             state.history,
             dense,
             graph,
             run_dir=self.identity.run_dir,
-            recover=self._recover,
+            recover=partial(self._recover, on_epoch=control),
             control=self.recovery.control,
             clock=self.clock,
             trained=None if self._training is None else self._training.losses,
             reference=self.reference,
         )
-        finish(
+        rows = finish(
             networks,
             history=state.history,
             dense=dense,
@@ -117,6 +122,7 @@ class PruneJob:
                 **({"passes": [entry.facts() for entry in passes]} if passes else {}),
             },
         )
+        self.tracking.finish({row.name: asdict(row) for row in rows}, self.identity.run_dir)
         forget_states(states)
 
     def check(self, network: nn.Module) -> None:
@@ -138,19 +144,20 @@ class PruneJob:
         """Where the search ends, and the passes of a bisection; `states` is the folder that it goes through."""
 
         def run(state: SearchState, folder: Path, until: int | None) -> SearchState:
+            tracked = TrackedSearch(self.tracking, state.history, f"{folder.name}/" if plan.bisected else "")
             return run_search(
                 state,
                 agent=self.agent,
                 environment=environment,
                 schedule=plan,
-                recover=self._recover,
+                recover=partial(self._recover, on_epoch=tracked.recovery()),
                 epochs=self.recovery.epochs,
                 final_epochs=self.recovery.final_epochs,
                 seed=self.identity.seed,
-                on_step=lambda state: self._after_step(state, folder),
+                on_step=lambda state: self._after_step(state, folder, tracked),
                 on_level=partial(self._save_level, plan),
                 deciding=partial(keep_measured, folder / "measured.json", environment.ledger),
-                on_episode=self._after_episode,
+                on_episode=lambda state: self._after_episode(state, tracked),
                 until=until,
                 train=None if self._training is None else partial(self._train, self._training, environment),
             )
@@ -314,7 +321,7 @@ class PruneJob:
             alignment = Alignment(state.network, state.graph, task.keep(state.aim))
         return training.train(state.step + 1, alignment, beta)
 
-    def _recover(self, network: nn.Module, teacher: nn.Module, epochs: int, phase: str) -> None:
+    def _recover(self, network: nn.Module, teacher: nn.Module, epochs: int, phase: str, *, on_epoch: OnEpoch) -> None:
         recover(
             network,
             teacher,
@@ -324,17 +331,20 @@ class PruneJob:
             execution=self.setup.execution,
             seed=self.identity.seed,
             phase=phase,
+            on_epoch=on_epoch,
         )
 
-    def _after_episode(self, state: SearchState) -> None:
+    def _after_episode(self, state: SearchState, tracked: TrackedSearch) -> None:
         """episodes.csv is there to be looked at while a long step goes on; a search is worth more than it."""
+        tracked.episode()
         if time.monotonic() >= self._episodes_due:
             self._episodes_due = time.monotonic() + EPISODES_EVERY
             with suppress(OSError):
                 write_episodes(self.identity.run_dir, state.history)
 
-    def _after_step(self, state: SearchState, folder: Path) -> None:
+    def _after_step(self, state: SearchState, folder: Path, tracked: TrackedSearch) -> None:
         write_steps(self.identity.run_dir, state.history)
+        tracked.step()  # before the state is saved that is behind it
         save_state(folder, state, self.agent, None if self._training is None else self._training.state())
 
     @property
