@@ -107,7 +107,8 @@ def verify(model: nn.Module, example_inputs: Any, graph: ChannelGraph | None = N
         return Report({}, Verdict(0.0))
     checker = _Checker(model, example_inputs, graph)
     generator = np.random.default_rng(seed)
-    passes = [checker.check(names, generator, share) for share in _SHARES]
+    bar = tqdm(_SHARES, desc=f"verify {len(names)} groups at once", unit="pass", leave=False, disable=None)
+    passes = [checker.check(names, generator, share) for share in bar]
     together = _worst(verdict for found in passes for verdict in found.values())
     if together.exact:
         alone = [name for name in names if not any(found[name].reached for found in passes)]

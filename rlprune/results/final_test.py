@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from rlprune.cost import measure_latency
 from rlprune.data.base import Dataset, Pictures, limited, require_labels
@@ -30,7 +31,11 @@ def final_test(networks: Mapping[str, nn.Module], setup: Setup) -> dict[str, Acc
     """Accuracy of every network on the test split."""
     images = open_test_split(setup.dataset, len(setup.origin.class_names), setup.origin.shape)
     evaluator = Evaluator(images, setup.splits.normalization, setup.execution)
-    return {name: evaluator.accuracy(network) for name, network in networks.items()}
+    measured = {}
+    for name, network in networks.items():
+        with tqdm(total=len(images), desc=f"test split: {name}", unit="img", leave=False) as bar:
+            measured[name] = evaluator.accuracy(network, advance=bar.update)
+    return measured
 
 
 def latency_ms(network: nn.Module, shape: tuple[int, ...], execution: Execution) -> float:

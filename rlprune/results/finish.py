@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from torch import nn
+from tqdm import tqdm
 
 from rlprune.cost import count_params
 from rlprune.files import write_text
@@ -51,7 +52,7 @@ def measure_rows(networks: Sequence[Tested], setup: Setup, evaluator: Evaluator)
             sparsity=tested.sparsity,
             latency_ms=latency_ms(tested.network, setup.origin.shape, setup.execution),
         )
-        for tested in networks
+        for tested in tqdm(networks, desc="search split, latency", unit="network", leave=False)
     ]
 
 

@@ -108,7 +108,7 @@ def run_search(
         started = time.perf_counter()
         ledger.step_start, ledger.measured, ledger.in_time = ledger.distinct, [], 0
         repeated, distinct = ledger.repeated, ledger.distinct
-        title = f"search step {step}/{schedule.steps}"
+        title = f"search step {step}/{schedule.steps}{_time_left(state.history.steps, schedule)}"
         with deciding(state):
             candidate = _decide(agent, environment, state, numpy_generator(seed, f"agent/{step}"), title, on_episode)
         state.step, state.aim = step, candidate.counts
@@ -238,6 +238,14 @@ def _layer_rows(state: SearchState) -> list[dict[str, Any]]:
     gone = np.zeros(len(state.kept), dtype=int) if state.aim is None else state.aim
     rows = zip(state.kept.items(), gone.tolist(), strict=True)
     return [{"step": state.step, "group": name, "units": len(units) - count} for (name, units), count in rows]
+
+
+def _time_left(steps: list[StepRecord], schedule: Schedule) -> str:
+    """How long all the steps that are left may take, by those that are done; of a bisection nobody knows the passes."""
+    if not steps or schedule.bisected:
+        return ""
+    spent = sum(record.search_seconds + record.recovery_seconds + (record.training_seconds or 0.0) for record in steps)
+    return f", {tqdm.format_interval(spent / len(steps) * (schedule.steps - len(steps)))} to the end"
 
 
 def _advance(bar: Any, accuracy: float) -> None:

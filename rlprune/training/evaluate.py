@@ -79,19 +79,20 @@ class Evaluator:
         images = self.images.subset(np.arange(count))
         return Evaluator(images, self.normalization, self.execution, batch_size=self.batch_size, pairs=self.pairs)
 
-    def accuracy(self, model: nn.Module, prefix: Prefix | None = None) -> Accuracy:
+    def accuracy(self, model: nn.Module, prefix: Prefix | None = None, advance: Callable[[int], object] = lambda images: None) -> Accuracy:
         """Top-1 and top-5 of a network in eval mode.
 
         Args:
             model: any network.
             prefix: what it shares with networks that were measured before, so that only the rest is computed; the result is the same.
+            advance: called with the number of images of every batch.
         """
         model.eval()
         model.to(memory_format=self.execution.memory_format(model, training=False))
         while True:
             try:
                 with merged(model, self.pairs):
-                    return self._accuracy(model, prefix)
+                    return self._accuracy(model, prefix, advance)
             except torch.OutOfMemoryError:
                 if prefix is not None and not prefix.reason:  # what it keeps may be what is too much
                     prefix.give_up("out of memory")
@@ -107,7 +108,7 @@ class Evaluator:
         prefix = Prefix(tensors)
         return lambda model: self.accuracy(model, prefix).top1
 
-    def _accuracy(self, model: nn.Module, prefix: Prefix | None) -> Accuracy:
+    def _accuracy(self, model: nn.Module, prefix: Prefix | None, advance: Callable[[int], object]) -> Accuracy:
         memory_format = self.execution.memory_format(model, training=False)
 
         def run(images: Tensor) -> Tensor:
@@ -119,16 +120,16 @@ class Evaluator:
             batches = self._batches()
             if prefix is not None and not prefix.reason and isinstance(batches, list):
                 try:
-                    return self._count(prefix.logits(model, run, batches))
+                    return self._count(prefix.logits(model, run, batches), advance)
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # the network's own code, met with tensors that hold nothing, may raise anything
                     prefix.give_up(str(error).partition("\n")[0] or type(error).__name__)
                     log.debug("what comes before a group is computed for every network: %s", prefix.reason)
         with torch.inference_mode():
-            return self._count((run(images), labels) for images, labels in batches)
+            return self._count(((run(images), labels) for images, labels in batches), advance)
 
-    def _count(self, answers: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
+    def _count(self, answers: Iterable[tuple[Tensor, Tensor]], advance: Callable[[int], object]) -> Accuracy:
         """Correct ones among logits and labels, batch after batch."""
         first = torch.zeros((), dtype=torch.long, device=self.execution.device)
         five = torch.zeros_like(first)
@@ -137,6 +138,7 @@ class Evaluator:
             hits = (ranked == labels[:, None]) & torch.isfinite(logits).all(1, keepdim=True)  # what is not finite ranks nothing
             first += hits[:, 0].sum()
             five += hits.sum()
+            advance(len(labels))
         return Accuracy(int(first), int(five), len(self.images))
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
