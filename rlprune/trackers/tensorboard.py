@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,5 +78,10 @@ class TensorBoard:
 
     def _write(self, **content: Any) -> None:
         """One event, on disk when this returns: a kill must not lose it."""
-        self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
-        self._writer.flush()
+        try:
+            self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
+            self._writer.flush()
+        except OSError:
+            with suppress(OSError):  # it will not be closed by anybody else
+                self._writer.close()
+            raise
