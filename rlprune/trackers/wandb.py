@@ -1,6 +1,5 @@
 """Weights & Biases. `WANDB_MODE=offline` writes to the run folder alone, and `wandb sync` sends that later."""
 
-import logging
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,11 @@ from typing import Any, Literal
 from rlprune.files import write_text
 from rlprune.trackers.base import require_package
 
-log = logging.getLogger(__name__)
-
 
 class WandB:
     """One run there for each run here, also where it was killed and goes on.
+
+    Its own process writes every few seconds: points of the last moment before a SIGKILL are missing from its curves, not from metrics.csv.
 
     Args:
         project: that the run belongs to.
@@ -52,8 +51,6 @@ class WandB:
             resume="allow",
             settings=wandb.Settings(console="off", quiet=True),  # else it stands between the bars and the screen
         )
-        if self._run.url:
-            log.info("tracker=wandb: %s", self._run.url)
 
     def log(self, series: str, number: int, values: Mapping[str, float]) -> None:
         """`series/name` over an axis of the series' own, `series/number`."""
