@@ -448,18 +448,23 @@ def test_tracking_passes_on_each_finite_number_once_and_moves_no_random_stream(t
         ("close", True),
     ]
     with (tmp_path / "recorder/logged.txt").open("a") as file:
-        file.write("step\t9")  # cut by a kill: 95, perhaps
+        file.write("step\t9")  # 95, perhaps, whose end a full disk has lost
     again = Tracking(Recorder(), "recorder")
 
     def fail():
         with again.of(tmp_path, Config(), {}):
-            for number in (2, 3):
+            for number in (2, 9, 96):
                 again.log("step", number, {"x": number})
             raise UserError("failed")
 
     with pytest.raises(UserError, match="failed"):
         fail()
-    assert again._tracker.calls[1:] == [("step", 3, {"x": 3}), ("close", False)]
+    assert again._tracker.calls[1:] == [("step", 96, {"x": 96}), ("close", False)]
+    third = Tracking(Recorder(), "recorder")
+    with third.of(tmp_path, Config(), {}):
+        third.log("step", 96, {"x": 96})
+        third.log("recovery", 4, {"loss": 0.25})
+    assert third._tracker.calls[1:] == [("close", True)]
 
 
 def test_flat_names_settings_as_the_command_line_does():

@@ -90,6 +90,7 @@ class Tracking:
             folder.mkdir(exist_ok=True)
             self._last = _last_numbers(folder / LOGGED)
             self._memory = (folder / LOGGED).open("a", encoding="utf-8", buffering=1)  # a line goes to the system at once
+            self._memory.write("\n" * bool(self._last))  # the last line may lack its end
             with _unmoved():
                 self._tracker.start(folder, settings)
         except UserError:
@@ -131,12 +132,12 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _last_numbers(path: Path) -> dict[str, int]:
-    """The last number of every series; a line that a kill has cut is as good as none."""
+    """The last number of every series; one whose end was lost is smaller than it was, and as the numbers rise it was shown, too."""
     last: dict[str, int] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            series, tab, number = line.rstrip("\n").rpartition("\t")
-            if tab and line.endswith("\n") and number.isdecimal():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            series, tab, number = line.rpartition("\t")
+            if tab and number.isdecimal():
                 last[series] = max(int(number), last.get(series, -1))
     return last
 
