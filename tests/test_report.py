@@ -197,6 +197,13 @@ def test_a_metric_that_some_runs_lack():
     assert not [note for note in report_on(plots=True).notes if "could not" in note]
 
 
+def test_where_the_size_is_free_no_row_is_the_best():
+    for agent, top1 in (("uniform", 0.8), ("mcq", 0.85)):
+        write_run(agent, agent, 0, top1, targets={}, config={"schedule.sparsity": None})
+    assert "**" not in markdown(report_on().table)
+    assert report_on().findings == []
+
+
 def test_every_level_is_a_block_of_its_own():
     def rows(low, high):
         return [row("dense", 0.9), row("recovered 20 %", low, 0.2), row("recovered 50 %", high, 0.5)]
@@ -310,6 +317,20 @@ def test_what_follows_another_run_says_whom():
     assert set(lines_of(report)) == {"reinforce", "like reinforce", "reinforce, from scratch"}
     assert lines_of(report)["reinforce, from scratch"].against["dense"] == pytest.approx([-13])
     assert lines_of(report)["reinforce, from scratch"].against["baseline"] == pytest.approx([-3])
+
+
+def test_followers_of_runs_with_other_settings_are_other_rows():
+    for bound in (1, 2):
+        for seed in range(2):
+            source = write_run(f"source{bound}-{seed}", "reinforce", seed, config={"agent.drop_bound": bound})
+            write_run(f"like{bound}-{seed}", "like", seed, config={"agent.run": str(source)})
+            facts = {"command": "train", "like": str(source), "like_agent": "reinforce", "like_targets": {"budget.macs": {"asked": 0.5}}}
+            write_run(f"scratch{bound}-{seed}", "mcq", seed, rows=[row("from scratch", 0.77, 0.4)], **facts)
+    sizes = {label: len(line.networks) for label, line in lines_of(report_on()).items()}
+    names = ("reinforce", "like reinforce", "reinforce, from scratch")
+    assert sizes == {f"{name} (drop_bound={bound})": 2 for name in names for bound in (1, 2)}
+    gone = write_run("lost", "like", 0, config={"agent.run": "outputs/gone"})
+    assert "like gone" in lines_of(report_on(str(gone)))
 
 
 # -- data, published numbers, choices --------------------------------------------------------------------------------------------------

@@ -157,6 +157,11 @@ def _progress(folder: Path) -> tuple[str, str]:
     return UNFINISHED, f"no result.json: unfinished{', ' if far else ''}{far}"
 
 
+def settings_in(folder: Path) -> dict[str, Any]:
+    """config.yaml of a run folder, flat; empty where it cannot be read."""
+    return _flat(_config(folder)[1])
+
+
 def how_far(folder: Path) -> str:
     """What metrics.csv says of a search that goes on; empty where it says nothing yet."""
     try:

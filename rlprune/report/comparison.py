@@ -35,6 +35,11 @@ class Line:
         return np.array([value for value in found if not math.isnan(value)])
 
     @property
+    def sized(self) -> bool:
+        """The target says how large the network is, so that a higher accuracy is better."""
+        return any(word in self.target for word in ("sparsity", "MACs", "parameters"))
+
+    @property
     def block(self) -> tuple[str, str, str]:
         """Lines that may be compared with each other."""
         return self.data, self.model, self.target

@@ -11,7 +11,7 @@ from rlprune.report.networks import FINAL, settings_of
 def findings(lines: Sequence[Line], baseline: str) -> list[str]:
     """For every block the best line, and which lines can be told from the baseline."""
     found = []
-    for block in dict.fromkeys(line.block for line in lines if line.kind == FINAL):
+    for block in dict.fromkeys(line.block for line in lines if line.kind == FINAL and line.sized):
         rivals = [line for line in lines if line.block == block and line.kind == FINAL]
         if len(rivals) < 2:
             continue
@@ -45,7 +45,7 @@ def confounded(lines: Sequence[Line]) -> list[str]:
     for block in dict.fromkeys(line.block for line in lines if line.kind == FINAL):
         inside = [line for line in lines if line.block == block and line.kind == FINAL and line.networks[0].run.command == "prune"]
         all_settings = [settings_of(line.networks[0].run) for line in inside]
-        keys = list(dict.fromkeys(key for settings in all_settings for key in settings if not key.startswith("agent.")))
+        keys = list(dict.fromkeys(key for settings in all_settings for key in settings if not key.startswith(("agent.", "run."))))
         differ = {key: list(dict.fromkeys(s[key] for s in all_settings if key in s)) for key in keys}
         words = [f"{key} ({', '.join(values)})" for key, values in differ.items() if len(values) > 1 and _tells(key, differ)]
         if words:

@@ -12,7 +12,7 @@ import yaml
 
 from rlprune.config import conf_dir
 from rlprune.errors import UserError
-from rlprune.report.collect import Run
+from rlprune.report.collect import Run, settings_in
 from rlprune.results.tables import CONTROL, JOINT
 
 DENSE, FINAL = "dense", "final"
@@ -23,6 +23,7 @@ NOT_SETTINGS = (  # may differ between the seeds of one line: names, machines, a
 NOT_GROUPS = ("paths.", "tracker.", "model.")  # likewise; a model's settings are part of its label
 NOT_DATA = ("crop", "flip", "resized_crop", "memory_gb", "num_workers", "mean", "std")
 """Settings of a data set that say how it is trained on or read, not what is in it."""
+OF_SOURCE = ("agent.", "budget.", "schedule.", "reward.")  # settings that tell runs apart which others follow
 NAMED = ("criterion", "reward", "recovery")  # groups whose choice says more than the settings in it
 
 
@@ -215,6 +216,11 @@ def settings_of(run: Run) -> dict[str, str]:
         for key, value in run.settings.items()
         if key not in NOT_SETTINGS and not key.startswith(NOT_GROUPS) and not key.endswith("_target_")
     }
+    source = run.result.get("like") or (run.settings.get("agent.run") if run.agent == "like" else None)
+    if source is not None:
+        theirs = settings_in(Path(str(source)))
+        flat |= {f"run.{key}": _plain(value) for key, value in theirs.items() if key.startswith(OF_SOURCE) and not key.endswith("_target_")}
+        flat |= {} if theirs else {"agent.run": str(source)}
     if run.settings.get("checkpoint") is not None:
         named["checkpoint"] = Path(str(run.settings["checkpoint"])).name
     return named | flat

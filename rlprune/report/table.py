@@ -276,9 +276,9 @@ def _heads(lines: Sequence[Line]) -> dict[int, str]:
 
 
 def _best(lines: Sequence[Line]) -> list[Line]:
-    """Of every block with several pruned networks those that print the highest top-1."""
+    """Of every block with several pruned networks of one size those that print the highest top-1."""
     found = []
-    for block in dict.fromkeys(line.block for line in lines):
+    for block in dict.fromkeys(line.block for line in lines if line.sized):
         rivals = [line for line in lines if line.block == block and line.kind == FINAL and len(line.values("top1"))]
         highest = max((round(_mean(line, "top1"), 4) for line in rivals), default=math.nan)
         found += [line for line in rivals if len(rivals) > 1 and round(_mean(line, "top1"), 4) == highest]
@@ -345,7 +345,7 @@ LATEX = {
 
 
 def latex(table: Table, caption: str) -> str:
-    """A table environment with the rules of booktabs, the one package that it needs."""
+    """A table environment as wide as the text, with the rules of booktabs; it needs the packages booktabs and graphicx."""
     spec = "".join("l" if column.words else "r" for column in table.columns)
     lines = [" & ".join(escape_latex(column.heading) for column in table.columns) + r" \\", r"\midrule"]
     for index, row in enumerate(table.rows):
@@ -353,11 +353,9 @@ def latex(table: Table, caption: str) -> str:
             lines.append(r"\midrule")
         cells = [rf"\textbf{{{escape_latex(cell.text)}}}" if cell.best else escape_latex(cell.text) for cell in row]
         lines.append(" & ".join(cells) + r" \\")
-    body = "\n".join(lines)
-    return (
-        "% \\usepackage{booktabs}\n\\begin{table}\n\\centering\n\\small\n\\setlength{\\tabcolsep}{3pt}\n"
-        f"\\caption{{{escape_latex(caption)}}}\n\\begin{{tabular}}{{{spec}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-    )
+    head = [r"% \usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(caption)}}}"]
+    head += [r"\resizebox{\linewidth}{!}{%", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    return "\n".join([*head, *lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
 
 
 def escape_latex(text: str) -> str:
