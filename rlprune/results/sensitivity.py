@@ -89,13 +89,14 @@ def sensitivity_figure(frame: pd.DataFrame, *, width: float = 7.0) -> Any:
         bar.set_ticks([0, CLIP / 2, CLIP], labels=["0", f"{CLIP / 2:g}", f"≥ {CLIP:g}"])
     bar.ax.tick_params(labelsize=FONT)
     figure.suptitle("top-1 lost when one group alone is pruned (points)", fontsize=FONT + 2)
-    _legend(figure, grey=any(set(groups) - set(frame.loc[frame["network"] == network, "group"]) for network in networks))
+    _legend(figure, grey=any(np.ma.getmaskarray(axes.images[0].get_array()).any() for axes in all_axes))
     return figure
 
 
 def _panel(axes: Any, frame: pd.DataFrame, groups: list[str], top: float) -> Any:
-    """One network's heatmap; grey where a group has one unit left."""
-    drops = (100 * frame.pivot(index="group", columns="share", values="drop")).reindex(groups).to_numpy(dtype=float)  # (group, share)
+    """One network's heatmap; grey where a group is so small that no unit goes."""
+    known = frame.assign(points=(100 * frame["drop"]).where(frame["removed"] > 0))
+    drops = known.pivot(index="group", columns="share", values="points").reindex(groups).to_numpy(dtype=float)  # (group, share)
     axes.set_facecolor(GREY)
     image = axes.imshow(np.ma.masked_invalid(drops), aspect="auto", cmap="cividis", interpolation="nearest", vmin=0.0, vmax=top)
     axes.set_yticks(range(len(groups)), groups, fontsize=FONT)
@@ -124,7 +125,7 @@ def _legend(figure: Any, *, grey: bool) -> None:
 
     handles: list[Any] = [Line2D([], [], color=LINE, linewidth=2.5, label=f"up to here at most {CHEAP:g} point is lost")]
     if grey:
-        handles.append(Patch(color=GREY, label="one unit left"))
+        handles.append(Patch(color=GREY, label="too few units for one to go"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
 
 
