@@ -112,8 +112,10 @@ def explain_config_error(error: Exception, command: str) -> str | None:
         return f"{found[1]}: no such key{_nearest_key(found[1], command)}; `rlprune {command} --cfg job` shows all"
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text):
         return f"{_full_key(text) or 'a key'}={found[1]}: must be of type {found[2].lower()}"
-    if found := re.search(r"Error parsing override '(.*?)'", text):
-        return f"{found[1]}: is no setting; write key=value, and quote values with special characters: 'key=\"a b\"'"
+    unread = next((str(link.override) for link in chain if hasattr(link, "override")), None)
+    if unread is not None or (found := re.search(r"Error parsing override '(.*?)'", text)):
+        typed = found[1] if unread is None and found else unread
+        return f"{typed}: is no setting; write key=value, and quote values with special characters: 'key=\"a b\"', 'key=[\"a[0]\",b]'"
     if (key := _full_key(text)) is not None and "is not a ListConfig" in text:
         return f"{key}: must be a list, such as {key}=[a,b]"
     if key is not None:

@@ -766,6 +766,7 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "+schedule.foo=1"), "schedule.foo: no such key"),
         (("prune", "+agent.foo=1"), "agent.foo: no such setting"),
         (("prune", "foo"), "foo: is no setting"),
+        (("report", "runs=[a/*-[012],b]"), "runs=[a/*-[012],b]: is no setting; write key=value, and quote values"),
         (("prune", "agent.noise_std=abc"), "agent.noise_std=abc: must be a finite number"),
         (("prune", "schedule.steps=abc"), "schedule.steps=abc: must be of type integer"),
         (("prune", "schedule.sparsity=1.5"), "schedule.sparsity=1.5: must be in (0, 1)"),
@@ -801,7 +802,7 @@ def test_plans_and_weights_that_do_not_fit_are_refused(rlprune):
         (("prune", "debug=smoke", "training.optimizer.lr=1e30"), "no longer finite"),
         (("evaluate",), "name a run folder"),
         (("evaluate", "run=/nowhere"), "has no pruned/plan.json"),
-        (("report", "runs=/nowhere/*"), "no finished prune run there"),
+        (("report", "runs=/nowhere/*"), "no run of prune or train matches"),
         (("fly",), "fly: no such command; choose one of train, prune"),
     ],
 )

@@ -247,6 +247,7 @@ def test_runs_that_differ_in_a_setting_are_not_averaged():
     swept = report_on(rows=["agent.noise_std"])
     assert [cell.text for cell in swept.table.rows[1]][1:3] == ["mcq", "0.1"]
     assert "settings" not in [column.heading for column in swept.table.columns]
+    assert "mcq (noise_std=0.2)" in markdown(report_on(columns=["network", "top1"]).table)
     (line,) = lines_of(report_on(average=["agent.noise_std"])).values()
     assert len(line.networks) == 2
     assert "rows average over agent.noise_std = 0.1, 0.2" in report_on(average=["agent.noise_std"]).notes

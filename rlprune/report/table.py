@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -227,7 +227,10 @@ def choose_columns(names: Sequence[str], rows: Sequence[str], baseline: str) -> 
             raise UserError(f"columns: {name} is none{suggestion(name, known)}; there are {', '.join(known)}")
     chosen = []
     for name in names:
-        chosen.append(known[name] if name not in SEARCHES else _of_searches(known[name]))
+        column = known[name] if name not in SEARCHES else _of_searches(known[name])
+        if name == "network" and "settings" not in names:  # then the name alone has to tell rows apart
+            column = replace(column, text=lambda line: line.label)
+        chosen.append(column)
         if name == "network":
             chosen += [_label(key, key, lambda line, key=key: line.keys.get(key, "")) for key in rows]  # type: ignore[misc]
     return chosen
