@@ -628,5 +628,9 @@ def test_the_command_prints_its_table_and_says_where_the_page_is(rlprune):
     assert code == 0
     assert "| mcq     | **83.00 ± 1.41** | 2     |" in out
     (page,) = Path("outputs/report").glob("*/report.html")
+    code, out, _ = rlprune(
+        "report", "select={dataset: digits, agent: [mcq, amc], budget.macs: 0.5}", "plots=false", "columns=[network,seeds]"
+    )
+    assert (code, "mcq" in out, "uniform" in out) == (0, True, False)
     assert str(page.parent) in out
     assert time.time() - page.stat().st_mtime < 60

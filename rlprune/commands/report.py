@@ -16,12 +16,13 @@ def main(config: ReportConfig, run_dir: Path, choices: dict[str, str]) -> None:
     runs = config.runs if isinstance(config.runs, list) else [config.runs]
     if not runs or not all(isinstance(glob, str) and glob for glob in runs):
         raise UserError(f"runs={config.runs}: must be a glob over run folders, or a list of them, such as runs='outputs/prune/*'")
-    if not isinstance(config.select, dict):
+    select = {} if config.select is None else config.select
+    if not isinstance(select, dict):
         raise UserError(f"select={config.select}: must be a mapping, such as select={{agent: [mcq, uniform]}}")
     report = make_report(
         Choices(
             runs=runs,
-            select=config.select,
+            select=select,
             rows=config.rows,
             average=config.average,
             columns=config.columns,
