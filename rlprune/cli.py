@@ -63,6 +63,9 @@ def run(command: str, arguments: list[str]) -> int:
         return _fail(command, str(error))
     except KeyboardInterrupt:
         return _fail(command, "interrupted; what was finished is kept", code=130)
+    except BrokenPipeError:  # as in `rlprune report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        return 141
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:

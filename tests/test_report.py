@@ -4,6 +4,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -628,9 +630,20 @@ def test_the_command_prints_its_table_and_says_where_the_page_is(rlprune):
     assert code == 0
     assert "| mcq     | **83.00 ± 1.41** | 2     |" in out
     (page,) = Path("outputs/report").glob("*/report.html")
-    code, out, _ = rlprune(
-        "report", "select={dataset: digits, agent: [mcq, amc], budget.macs: 0.5}", "plots=false", "columns=[network,seeds]"
-    )
-    assert (code, "mcq" in out, "uniform" in out) == (0, True, False)
     assert str(page.parent) in out
     assert time.time() - page.stat().st_mtime < 60
+    some = "select={dataset: digits, agent: [mcq, amc], budget.macs: 0.5}"
+    code, out, _ = rlprune("report", some, "plots=false", "columns=[network,seeds]")
+    assert (code, "mcq" in out, "uniform" in out) == (0, True, False)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As in `rlprune report | head`; the files are written."""
+    write_run("a")
+    line = [sys.executable, "-c", "from rlprune.cli import entry; entry()", "report", "plots=false"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert len(list(Path("outputs/report").glob("*/report.html"))) == 1
+    assert not list(Path("outputs/report").glob("*/failed.json"))

@@ -46,6 +46,8 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
                 if folder.held and "resume" in raw:
                     log.warning("interrupted; to go on: %s", _line_to_go_on(folder.path, single))
                 raise
+            except BrokenPipeError as error:  # whoever read the output has seen enough; the files are written
+                raise _Stop(error) from error
             except (UserError, OSError) as error:
                 message = str(error) if isinstance(error, UserError) else explain_os_error(error)
                 failure = UserError(message)
