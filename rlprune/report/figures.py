@@ -15,7 +15,7 @@ import pandas as pd
 
 from rlprune.report.comparison import Line, interval
 from rlprune.report.networks import DENSE, FINAL
-from rlprune.results.tables import CONTROL
+from rlprune.results.tables import CONTROL, JOINT
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288")
 MARKERS = "osD^vPX*<>hp"
@@ -58,16 +58,20 @@ def accuracy_figure(lines: Sequence[Line], style: Style, width: float) -> Any:
     labels = [*dict.fromkeys(line.label for line in lines), FRONT]
     figure, axes = _figure(width, 2, height=3.4, below=_legend_rows(labels, width), sharey=True)
     low = _floor(lines)
-    below = [line for line in lines if line.kind == FINAL and 100 * _average(line, "top1") < low]
-    shown = [line for line in lines if line not in below]
+    below = [line for line in lines if line.kind != JOINT and 100 * _average(line, "top1") < low]
+    shown = [line for line in lines if not any(line is other for other in below)]
     for axis, key, unit, title in zip(axes, ("macs", "sparsity"), (1e-6, 100.0), ("MACs (millions)", "channel sparsity (%)"), strict=True):
-        for line, aside in zip(shown, _aside([_average(line, key) * unit for line in shown]), strict=True):
+        drawn = [line for line in shown if line.kind != JOINT]
+        asides = _aside([_average(line, key) * unit for line in drawn])
+        for line, aside in zip(drawn, asides, strict=True):
             _draw_accuracy(axis, line, style, key, unit, aside)
-        for label in dict.fromkeys(line.label for line in shown if line.kind == FINAL):  # one agent at several targets
-            path = sorted((_average(line, key) * unit, 100 * _average(line, "top1")) for line in shown if line.label == label)
+        at = [(line, _average(line, key) * unit + aside, 100 * _average(line, "top1")) for line, aside in zip(drawn, asides, strict=True)]
+        for label in dict.fromkeys(line.label for line in drawn if line.kind == FINAL):  # one agent at several targets
+            path = sorted((x, y) for line, x, y in at if line.label == label and line.kind == FINAL)
             axis.plot(*zip(*path, strict=True), "-", color=style.colour(label), linewidth=0.6, alpha=0.6, zorder=1)
-        front = pareto_front([(_average(line, key), _average(line, "top1")) for line in shown if line.kind == FINAL], least=key == "macs")
-        axis.plot([x * unit for x, _ in front], [100 * y for _, y in front], "-", color="0.6", linewidth=1, zorder=1, label=FRONT)
+        true = {(_average(line, key), _average(line, "top1")): (x, y) for line, x, y in at if line.kind == FINAL}
+        front = [true[point] for point in pareto_front(list(true), least=key == "macs")]  # through the marks, which may stand aside
+        axis.plot([x for x, _ in front], [y for _, y in front], "-", color="0.6", linewidth=1, zorder=1, label=FRONT)
         axis.set_xlabel(title)
     if below:
         words = [f"{line.label} {100 * _average(line, 'top1'):.1f} % at {_average(line, 'macs') / 1e6:.1f} M MACs" for line in below]
@@ -106,20 +110,20 @@ def _aside(places: Sequence[float]) -> list[float]:
     cluster: list[int] = []
     for index in [*order, -1]:
         if cluster and (index < 0 or places[index] - places[cluster[-1]] > 0.004 * reach):
+            step = min(0.018, 0.15 / len(cluster)) * reach  # many stay near their place, though they cover each other
             for rank, member in enumerate(sorted(cluster)):
-                moved[member] = (rank - (len(cluster) - 1) / 2) * 0.018 * reach
+                moved[member] = (rank - (len(cluster) - 1) / 2) * step
             cluster = []
         cluster.append(index)
     return moved
 
 
 def _floor(lines: Sequence[Line]) -> float:
-    """Lowest accuracy shown, percent: a network that fails does not squeeze the others into a blob; what it cuts is written out."""
+    """Lowest accuracy shown, percent: one that fails, or was never trained, does not squeeze the others; what it cuts is written out."""
     means = [(line.target, 100 * _average(line, "top1")) for line in lines if line.kind == FINAL]
     top = max(100 * _average(line, "top1") for line in lines)
     medians = [float(np.median([mean for target, mean in means if target == wanted])) for wanted in {target for target, _ in means}]
-    floor = min(median - 2.5 * max(1.0, top - median) for median in medians)
-    return floor if any(mean < floor for _, mean in means) else -math.inf
+    return min(median - 2.5 * max(1.0, top - median) for median in medians)
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, least: bool) -> list[tuple[float, float]]:
