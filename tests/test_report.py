@@ -20,10 +20,10 @@ from rlprune.errors import UserError
 from rlprune.files import hold
 from rlprune.report.collect import find_runs
 from rlprune.report.comparison import interval
-from rlprune.report.figures import pareto_front
+from rlprune.report.figures import _aside, accuracy_figure, pareto_front, style_of
 from rlprune.report.page import DESKTOP, PHONE, text_of, write_report
 from rlprune.report.report import Choices, make_report
-from rlprune.report.table import LATEX, escape_latex, latex, markdown, numbers
+from rlprune.report.table import LATEX, escape_latex, latex, markdown, natural, numbers
 from rlprune.results.tables import CONTROL
 
 COLUMNS = (
@@ -336,6 +336,53 @@ def test_followers_of_runs_with_other_settings_are_other_rows():
     assert "like gone" in lines_of(report_on(str(gone)))
 
 
+def test_settings_within_a_choice_are_not_averaged_where_the_choice_differs_too():
+    """Two weights of the teacher are two lines, also beside a run that has no teacher."""
+    for seed, rho in enumerate((0.1, 0.9)):
+        write_run(f"kd-{rho}", "mcq", seed, 0.8, choices={"recovery": "kd"}, config={"recovery.rho": rho})
+    write_run("tuned", "mcq", 0, 0.8, choices={"recovery": "finetune"}, config={"recovery.rho": 0.0})
+    assert sorted(len(line.networks) for line in lines_of(report_on()).values()) == [1, 1, 1]
+    (line,) = lines_of(report_on(average=["recovery"])).values()  # a choice stands for all that is set in it
+    assert len(line.networks) == 2
+    write_run("again", "mcq", 1, 0.8, choices={"recovery": "finetune"}, config={"recovery.rho": 0.0})
+    assert {line.settings.get("recovery.rho") for line in lines_of(report_on()).values()} == {"0.1", "0.9", "0"}
+
+
+def test_numbers_that_differ_behind_six_digits_are_not_averaged():
+    for seed, rate in enumerate((0.1234567, 0.1234568)):
+        write_run(f"mcq-{seed}", "mcq", seed, config={"agent.noise_std": rate})
+    assert set(lines_of(report_on())) == {"mcq (noise_std=0.1234567)", "mcq (noise_std=0.1234568)"}
+    assert len(lines_of(report_on(select={"agent.noise_std": 0.1234568}))) == 1
+
+
+def test_pairs_share_both_seeds():
+    for agent, shift in (("uniform", 0.0), ("mcq", 0.01)):
+        for seed in range(2):
+            for dense_seed in range(2):
+                top1 = 0.8 + 0.02 * seed + 0.05 * dense_seed + shift
+                write_run(f"{agent}-{seed}-{dense_seed}", agent, seed, top1, config={"dense_seed": dense_seed})
+    assert lines_of(report_on())["mcq"].against["baseline"] == pytest.approx([1, 1, 1, 1])
+    swept = [line.against["baseline"].tolist() for line in report_on(rows=["seed"]).table.lines if line.name == "mcq"]
+    assert swept == [pytest.approx([1, 1]), pytest.approx([1, 1])]
+
+
+def test_a_control_that_recovered_in_another_way_is_no_control():
+    control = [row("dense", 0.9), row(CONTROL, 0.91), row("recovered 40 %", 0.8, 0.4)]
+    write_run("uniform", "uniform", 0, rows=control, choices={"recovery": "finetune"})
+    write_run("mcq", "mcq", 0, choices={"recovery": "kd"})
+    write_run("amc", "amc", 0, choices={"recovery": "finetune"})
+    lines = lines_of(report_on())
+    assert "control" not in lines["mcq"].against
+    assert lines["amc"].against["control"] == pytest.approx([-11])
+
+
+def test_that_nobody_is_there_to_compare_with_is_said():
+    three_seeds("mcq", [0.8])
+    assert not any("no run of" in note for note in report_on().notes)
+    three_seeds("uniform", [0.8])
+    assert "no run of unifrom here, so no differences to it (did you mean uniform?)" in report_on(baseline="unifrom").notes
+
+
 # -- data, published numbers, choices --------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +414,41 @@ def test_published_numbers_stand_beside_the_same_model_on_the_same_data_alone():
     assert "published" not in markdown(report_on("outputs/d").table)
 
 
+def test_a_network_trained_from_scratch_is_on_the_data_of_the_run_it_follows():
+    """Its own config.yaml names another data set, which `like` has overruled."""
+    photos = {"dataset": "imagefolder"}
+    source = write_run("mcq", "mcq", choices=photos, config={"dataset.root": "data/photos", "dataset.search_fraction": 0.1})
+    facts = {"like": str(source), "like_agent": "mcq", "dataset_settings": {"root": "data/photos", "search_fraction": 0.1}}
+    scratch = [row("from scratch", 0.77, 0.4)]
+    write_run("scratch", "mcq", command="train", rows=scratch, choices=photos, model_settings={"depth": 20}, **facts)
+    assert len({line.data for line in report_on().table.lines}) == 1
+
+
+def test_values_are_selected_as_they_are_typed():
+    write_run("a", "mcq", config={"agent.soft": True, "agent.layer": None})
+    write_run("b", "mcq", config={"agent.soft": False, "agent.layer": "stem"})
+    for select in ({"agent.soft": True}, {"agent.soft": "true"}, {"agent.layer": None}, {"agent.layer": ["null", "other"]}):
+        assert [run.folder.name for run in report_on(select=select).runs] == ["a"]
+
+
+def test_rows_are_in_the_order_of_their_numbers():
+    for steps in (10, 9, 2.5):
+        write_run(f"steps{steps}", "mcq", config={"schedule.steps": steps})
+    order = ["2.5", "9", "10"]
+    assert [line.keys["schedule.steps"] for line in report_on(rows=["schedule.steps"]).table.lines if line.keys] == order
+    assert [line.settings["schedule.steps"] for line in report_on().table.lines if line.settings] == order
+    backwards = report_on(sort=["-settings"], columns=["network", "settings", "candidates"]).table
+    assert [line.settings.get("schedule.steps") for line in backwards.lines] == [*reversed(order), None]
+    assert sorted(["b10", "b9", "a", "b", "b0.5", "b0.05"], key=natural) == ["a", "b", "b0.05", "b0.5", "b9", "b10"]
+
+
+def test_the_columns_of_the_file_are_in_the_order_that_was_asked_for():
+    three_seeds("mcq", [0.8])
+    wanted = ["network", "candidates", "search_minutes", "seeds"]  # of which the dense network, the first row, has one
+    found = list(numbers(report_on(columns=wanted).table, report_on(columns=wanted).columns))
+    assert found == ["kind", "network", "candidates_mean", "search_minutes_mean", "seeds"]
+
+
 def test_columns_rows_and_order_are_chosen():
     three_seeds("uniform", [0.80, 0.81])
     three_seeds("mcq", [0.85, 0.86])
@@ -389,9 +471,13 @@ def test_columns_rows_and_order_are_chosen():
         ("rows", ["agent.nope"], "rows: no run has agent.nope"),
         ("rows", ["agent"], None),
         ("rows", ["recovery"], None),
-        ("rows", ["schedule"], "schedule: is a group of settings"),
+        ("rows", ["schedule"], "rows: schedule is a group of settings; name one of them, such as schedule.steps"),
         ("select", {"agent": "amc"}, "select.agent=amc: no run has it; there are mcq, uniform"),
-        ("select", {"nope": 1}, "no runs with such a key"),
+        ("select", {"nope": 1}, "select.nope=1: no run has nope; name"),
+        ("select", {"agent.noise_sdt": 1}, "no run has agent.noise_sdt (did you mean agent.noise_std?)"),
+        ("select", {"schedule": 1}, "select.schedule=1: schedule is a group of settings"),
+        ("average", ["agent.noise_sdt"], "average: no run has agent.noise_sdt (did you mean agent.noise_std?)"),
+        ("columns", [], "columns=[]: name one at least; there are dataset"),
     ):
         if words is None:
             assert report_on(**{key: value}).table.lines
@@ -452,6 +538,87 @@ def test_a_run_in_progress_alone_is_a_report_and_a_failed_one_alone_is_an_error(
         report_on("nowhere/*")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seconds": "long"}, {"seconds": [1]}, {"search": [1]}, {"splits": {"train": "many"}},
+        {"choices": {"reward": None}}, {"choices": {"criterion": [1]}},
+        {"rows": [row("dense", 0.9), row("recovered", True, 0.4)]}, {"rows": [row("dense", 0.9), row("recovered", "0.8", 0.4)]},
+        {"rows": [row("dense", 0.9), row("recovered", 10**400, 0.4)]}, {"rows": [row("dense", 0.9), row("recovered", math.nan, 0.4)]},
+    ],
+)  # fmt: skip
+def test_a_result_of_wrong_types_is_listed(values):
+    three_seeds("uniform", [0.8])
+    write_run("wrong", **values)
+    (run,) = report_on().open_runs
+    assert run.state == "not readable"
+    assert "the file is damaged" in run.why
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"losses": 2},
+        {"device": ["a"]},
+        {"search": {"recovery_epochs": 10**400}},
+        {"seconds": {"search": 10**400, "test": "x"}},
+        {"like": 5},
+    ],
+)
+def test_wrong_values_of_what_may_be_absent_are_absent(values):
+    write_run("a", **values)
+    write_report(report_on(plots=True), Path("out"))
+    assert Path("out/report.html").exists()
+
+
+def test_a_name_too_long_for_a_file_is_no_model():
+    write_run("a", choices={"model": "m" * 300})
+    assert lines_of(report_on())
+
+
+@pytest.mark.parametrize("text", ["a: &x {b: *x}", "? [a]\n: b", "[" * 2000, "\0"])
+def test_a_config_that_leads_nowhere_is_none(text):
+    three_seeds("uniform", [0.8])
+    folder = write_run("a")
+    (folder / "config.yaml").write_text(text)
+    assert "mcq" in lines_of(report_on())
+    (folder / "result.json").write_text("{")
+    assert [run.state for run in report_on(select={"agent": "uniform"}).open_runs] == ["not readable"]  # nothing says whose it was
+
+
+def test_a_layers_file_of_words_costs_its_plots():
+    folder = write_run("a")
+    (folder / "layers.csv").write_text("step,group,units\nzero,stem,16\none,stem,8\n")
+    assert not {"steps", "channels"} & {path.stem for path in _plots_of("outputs/a")}
+    (folder / "layers.csv").write_text("step,group,units\n0,stem,\n1,stem,\n")
+    assert not {"steps", "channels"} & {path.stem for path in _plots_of("outputs/a")}
+
+
+def _plots_of(pattern):
+    write_report(report_on(pattern, plots=True), Path("out"))
+    return list(Path("out/plots").iterdir())
+
+
+def test_an_error_of_many_lines_is_one_line():
+    three_seeds("uniform", [0.8])
+    folder = write_run("failed")
+    (folder / "result.json").unlink()
+    (folder / "failed.json").write_text(json.dumps({"error": "first\nsecond" + " and so on" * 1000}))
+    (run,) = report_on().open_runs
+    assert run.why.startswith("first second and")
+    assert len(run.why) < 600
+
+
+def test_sensitivities_alone_are_a_report_that_can_be_read():
+    folder = write_run("alone", command="sensitivity")
+    (folder / "sensitivity.csv").write_text("group,share,drop\n")
+    text = write_report(report_on(), Path("out"))
+    assert "No run of prune or train is here" in text
+    assert "No run of prune or train is here" in Path("out/report.html").read_text()
+    assert len(pd.read_csv("out/report.csv")) == len(pd.read_csv("out/runs.csv")) == 0
+    assert Path("out/report.tex").read_text().startswith("%")
+
+
 def test_half_written_tables_cost_a_plot_at_most():
     three_seeds("uniform", [0.8])
     folder = write_run("mcq-0", "mcq", 0, 0.82)
@@ -474,6 +641,26 @@ def test_the_glob_finds_runs_in_sweeps_and_nothing_else():
     everywhere = ("outputs/**", "outputs/*", "outputs/sweep", "outputs/sweep/*", "outputs/sweep/*/result.json", "outputs/**/config.yaml")
     for pattern in everywhere:
         assert [run.folder.name for run in find_runs([pattern])] == ["2_mcq", "10_mcq"], pattern
+
+
+def test_a_folder_with_brackets_is_meant_as_it_stands():
+    write_run("a [1]/b*", "mcq")
+    write_run("a [1]/bc", "mcq")
+    assert [run.folder.name for run in find_runs(["outputs/a [1]/b*"])] == ["b*"]
+    assert [run.folder.name for run in find_runs(["outputs/**/b*"])] == ["b*", "bc"]
+    assert [run.folder.name for run in find_runs(["outputs/a [1]"])] == ["b*", "bc"]
+    assert [run.folder.name for run in find_runs(["outputs/a [1]/**/result.json"])] == ["b*", "bc"]
+    assert len(find_runs(["**"])) == len(find_runs(["**/*"])) == len(find_runs([f"{Path.cwd()}/**"])) == 2
+
+
+def test_links_that_lead_round_in_circles_end():
+    folder = write_run("sweep/a", "mcq")
+    for name in ("up", "down", "round"):
+        (folder / name).symlink_to("..")
+    (folder / "self").symlink_to("self")
+    Path("outputs/elsewhere").symlink_to(folder.resolve())
+    (run,) = find_runs(["outputs/**", "outputs/*", str(Path("outputs").resolve() / "**")])
+    assert run.folder == folder or run.folder.name == "elsewhere"
 
 
 # -- files -----------------------------------------------------------------------------------------------------------------------------
@@ -549,6 +736,16 @@ def test_latex_is_a_whole_table_in_plain_letters():
     assert escape_latex("ü") == "?"
 
 
+def test_no_value_breaks_a_row_of_latex():
+    write_run("a", "mcq", config={"agent.noise_std": "[b]\n\x07c"})
+    write_run("b", "mcq", config={"agent.noise_std": "*"})
+    text = latex(report_on(columns=["network", "top1"], rows=["agent.noise_std"]).table, "caption")
+    assert "[b] ?c" in text
+    columns = report_on(columns=["settings", "top1"]).table
+    columns.rows[1][0] = type(columns.rows[1][0])("[1]")
+    assert "\n{}[1] & " in latex(columns, "caption")
+
+
 def test_files_of_numbers_can_be_computed_with():
     write_report(full_report(), Path("out"))
     table, runs = pd.read_csv("out/report.csv"), pd.read_csv("out/runs.csv")
@@ -591,6 +788,25 @@ def texts_of(figure):
             low, high = sorted(axis.get_view_interval())
             texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
     return [text for text in texts if text.get_text().strip() and text.get_visible()]
+
+
+def test_a_network_that_was_never_trained_does_not_squeeze_the_others():
+    write_run("uniform", "uniform", 0, 0.82)
+    untrained = [row("dense", 0.1), row("recovered 40 %", 0.8, 0.4, **SMALL)]
+    write_run("mcq", "mcq", 0, rows=untrained, config={"training.epochs": 0}, dense="outputs/dense/none.safetensors")
+    lines = report_on().table.lines
+    figure = accuracy_figure(lines, style_of([line.label for line in lines]), DESKTOP)
+    assert figure.axes[0].get_ylim()[0] > 70
+    assert "not shown: dense (epochs=0) 10.0 %" in " ".join(text.get_text().replace("\n", " ") for text in figure.axes[0].texts)
+
+
+def test_many_networks_of_one_size_stay_near_their_size():
+    assert _aside([0.0, 1.0]) == [0.0, 0.0]
+    for number in (2, 8, 40):
+        moved = _aside([0.0, *[1.0] * number])
+        assert moved[0] == 0.0
+        assert len(set(moved[1:])) == number
+        assert max(map(abs, moved)) < 0.08
 
 
 def test_the_pareto_front_is_what_nothing_beats():

@@ -1,10 +1,14 @@
 """The runs that a glob finds: what the finished ones have measured, and how far the others have come. Reads files, trusts none."""
 
 import glob
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,7 @@ class Run:
     choices: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)  # that were read
 
     @property
     def seed(self) -> int | None:
@@ -60,25 +65,95 @@ class Run:
         """The choice; empty for a training."""
         return self.choices.get("agent", "")
 
+    @cached_property
+    def written(self) -> int:
+        """When its result was, in nanoseconds; 0 where it is gone by now."""
+        try:
+            return (self.folder / "result.json").stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    @cached_property
+    def source(self) -> Path | None:
+        """Folder of the run whose architecture this one has taken; None where it has found its own."""
+        source = self.result.get("like") or (self.settings.get("agent.run") if self.agent == "like" else None)
+        return None if source is None else Path(str(source))
+
+    @cached_property
+    def source_settings(self) -> Mapping[str, Any]:
+        """config.yaml of that run, flat; empty where it cannot be read."""
+        return {} if self.source is None else _config(self.source)[1]
+
     def table(self, name: str) -> pd.DataFrame:
         """metrics.csv, layers.csv, episodes.csv or sensitivity.csv; empty where it is absent, damaged or being written."""
-        try:
-            return pd.read_csv(self.folder / name)
-        except (OSError, ValueError):  # pandas' errors of parsing are ValueErrors
-            return pd.DataFrame()
+        if name not in self.tables:
+            try:
+                self.tables[name] = pd.read_csv(self.folder / name)
+            except (OSError, ValueError, OverflowError):  # pandas' errors of parsing are ValueErrors
+                self.tables[name] = pd.DataFrame()
+        return self.tables[name]
 
 
 def find_runs(patterns: Iterable[str]) -> list[Run]:
-    """Runs of `prune`, `train` and `sensitivity` that globs find, in the order of their folders.
+    """Runs of `prune`, `train` and `sensitivity` that globs find, in the order of their folders, each once.
 
     A match is a run folder, a file in it, or a folder of runs such as a sweep's.
 
     Args:
-        patterns: globs; `**` goes through folders of any depth.
+        patterns: globs; `**` goes through folders of any depth. A folder that is there is meant as it stands, brackets and all.
     """
-    folders = {folder for pattern in patterns for found in glob.iglob(pattern, recursive=True) for folder in _run_folders(found)}
-    runs = [_read(folder) for folder in sorted(folders, key=_natural)]
+    folders: dict[str, Path] = {}  # by where links lead in the end
+    for folder in (folder for pattern in patterns for found in _matches(_literal(pattern)) for folder in _run_folders(found)):
+        known = folders.setdefault(os.path.realpath(folder), folder)
+        if len(str(folder)) < len(str(known)):
+            folders[os.path.realpath(folder)] = folder
+    runs = [_read(folder) for folder in sorted(folders.values(), key=_natural)]
     return [run for run in runs if run is not None]
+
+
+def _literal(pattern: str) -> str:
+    """A glob in which the folders that it begins with, as far as they are there, stand for themselves."""
+    head, rest = "", pattern
+    while rest:
+        part, slash, after = rest.partition(os.sep)
+        if not os.path.lexists(f"{head}{part}{slash}"):
+            break
+        head, rest = f"{head}{part}{slash}", after
+    return glob.escape(head) + rest
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What a glob finds. Unlike Python's, `**` enters no folder twice: links may lead round in circles."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    place = parts.index("**")
+    above, rest = os.sep.join(parts[:place]) or ("/" if pattern.startswith("/") else ""), parts[place + 1 :]
+    for top in glob.iglob(above) if above else [""]:
+        for folder in _folders(top):
+            yield from _matches(os.path.join(glob.escape(folder), *rest)) if any(rest) else [folder or os.curdir]
+
+
+def _folders(top: str) -> Iterator[str]:
+    """A folder and all below, the nearest first, each once; hidden ones are left out."""
+    waiting, seen = deque([top]), set()
+    while waiting:
+        folder = waiting.popleft()
+        if (real := os.path.realpath(folder)) not in seen:
+            seen.add(real)
+            yield folder
+            waiting += [os.path.join(folder, name) for name in _folders_in(folder or os.curdir) if not name.startswith(".")]
+
+
+def _folders_in(folder: str) -> list[str]:
+    """Names; none where one may not look."""
+    names = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):  # a link to itself
+                names += [entry.name] if entry.is_dir() else []
+    return sorted(names)
 
 
 def _run_folders(found: str) -> list[Path]:
@@ -86,9 +161,7 @@ def _run_folders(found: str) -> list[Path]:
     head, name = os.path.split(found)
     if name in MARKERS:
         return [Path(head)]
-    if not os.path.isdir(found):
-        return []
-    below = [entry.path for entry in os.scandir(found) if entry.is_dir()]
+    below = [os.path.join(found, name) for name in _folders_in(found)]
     return [Path(folder) for folder in (found, *below) if any(os.path.isfile(os.path.join(folder, marker)) for marker in MARKERS)]
 
 
@@ -99,12 +172,12 @@ def _natural(path: Path) -> list[Any]:
 
 def _read(folder: Path) -> Run | None:
     """The run in a folder; None where it is one of another command."""
-    text, config = _config(folder)
+    text, settings, config = _config(folder)
     choices = dict(word.split("=", 1) for word in text.partition("\n")[0].lstrip("# ").split() if "=" in word)
-    known: dict[str, Any] = {"folder": folder, "choices": choices, "settings": _flat(config)}
+    known: dict[str, Any] = {"folder": folder, "choices": choices, "settings": settings}
     command = "sensitivity" if "shares" in config else "prune" if "agent" in config or "agent" in choices else "train"
-    if not (folder / "result.json").is_file():
-        if "agent" not in config and "resume" not in config and not (folder / "failed.json").is_file():
+    if not os.path.isfile(folder / "result.json"):
+        if "agent" not in config and "resume" not in config and not os.path.isfile(folder / "failed.json"):
             return None
         if "runs" in config or ("run" in config and "resume" not in config) or "verify" in config:
             return None  # report, evaluate and inspect leave nothing that a report shows
@@ -125,13 +198,14 @@ def _read(folder: Path) -> Run | None:
         return Run(command=command, state=UNREADABLE, why=f"result.json lacks or garbles {error}; the file is damaged", **known)
 
 
-def _config(folder: Path) -> tuple[str, dict[str, Any]]:
+def _config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """config.yaml: its text, its settings, flat, and as it stands; empty where it cannot be read."""
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        return "", {}
-    return text, config if isinstance(config, dict) else {}
+        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return (text, _flat(config), config) if isinstance(config, dict) else (text, {}, {})
+    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):  # an alias may lead round in circles
+        return "", {}, {}
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -150,16 +224,17 @@ def _progress(folder: Path) -> tuple[str, str]:
         return RUNNING, how_far(folder)
     if (folder / "failed.json").is_file():
         try:
-            return FAILED, str(read_json(folder / "failed.json").get("error", "failed"))
+            return FAILED, _line(str(read_json(folder / "failed.json").get("error", "failed")))
         except UserError:
             return FAILED, "failed, and failed.json is damaged"
     far = how_far(folder)
     return UNFINISHED, f"no result.json: unfinished{', ' if far else ''}{far}"
 
 
-def settings_in(folder: Path) -> dict[str, Any]:
-    """config.yaml of a run folder, flat; empty where it cannot be read."""
-    return _flat(_config(folder)[1])
+def _line(text: str, most: int = 500) -> str:
+    """Text as one line of a list."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most]} …"
 
 
 def how_far(folder: Path) -> str:
@@ -187,18 +262,26 @@ def _newer(result: Mapping[str, Any]) -> str | None:
 
 def _check(result: Mapping[str, Any]) -> None:
     """Hold what a report relies on; all else may be absent."""
-    for name in ("model", "dataset"):
+    for name in ("model", "dataset", *(["agent"] if result["command"] == "prune" else []), *result["choices"]):
         if not isinstance(result["choices"][name], str):
             raise ValueError(f"choices.{name}")
     if type(result["seed"]) is not int:
         raise ValueError("seed")
+    for name in ("search", "splits", "seconds", "versions", "targets", "like_targets", "model_settings", "dataset_settings"):
+        if not isinstance(result.get(name) or {}, dict):
+            raise ValueError(name)
+    if any(type(number) is not int for number in (result.get("splits") or {}).values()):
+        raise ValueError("splits")
     if result["command"] == "sensitivity":
         return
-    if result["command"] == "prune" and not isinstance(result["choices"]["agent"], str):
-        raise ValueError("choices.agent")
     if not result["rows"]:
         raise ValueError("rows")
     for row in result["rows"]:
-        top1, sparsity, level = (float(row[name]) for name in ("top1", "sparsity", "level"))
+        top1, sparsity, level = (row[name] if is_number(row[name]) else math.nan for name in ("top1", "sparsity", "level"))
         if not (0 <= top1 <= 1 and 0 <= sparsity < 1 and 0 <= level < 1 and isinstance(row["name"], str)):
             raise ValueError(f"the row {row['name']}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that arithmetic can hold; JSON may have any."""
+    return type(value) in (int, float) and abs(value) < 1e300

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from rlprune.report.collect import Run
-from rlprune.report.networks import DENSE, FINAL, Network, networks_of, settings_of, value_of
+from rlprune.report.networks import DENSE, FINAL, Network, settings_of, value_of
 from rlprune.results.tables import CONTROL, JOINT
 
 
@@ -57,15 +57,26 @@ def interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float
 
 
 def _differing(runs: Sequence[Run], ignore: Iterable[str]) -> list[dict[str, str]]:
-    """For each run the settings in which these runs are not all alike; those of a group whose choice differs are left to it.
+    """For each run the settings in which these runs are not all alike; those that follow from the choice in their group are left to it.
 
     A setting that a run does not have was not there in its version, and tells nothing apart.
     """
     all_settings = [settings_of(run) for run in runs]
     keys = list(dict.fromkeys(key for settings in all_settings for key in settings))
-    differ = {key for key in keys if len({settings[key] for settings in all_settings if key in settings}) > 1} - set(ignore)
-    differ = {key for key in differ if not (key.partition(".")[0] in differ and "." in key)}
+    differ = {key for key in keys if _several(all_settings, key)}
+    by_choice = {
+        group: [[settings for settings in all_settings if settings.get(group) == name] for name in {s.get(group) for s in all_settings}]
+        for group in {key.partition(".")[0] for key in differ} & differ
+    }
+    differ = {
+        key for key in differ if "." not in key or any(_several(same, key) for same in by_choice.get(key.partition(".")[0], [all_settings]))
+    }
+    differ -= set(ignore)
     return [{key: settings[key] for key in keys if key in differ and key in settings} for settings in all_settings]
+
+
+def _several(all_settings: Iterable[Mapping[str, str]], key: str) -> bool:
+    return len({settings[key] for settings in all_settings if key in settings}) > 1
 
 
 def make_lines(networks: Sequence[Network], *, rows: Sequence[str], average: Sequence[str], baseline: str) -> tuple[list[Line], list[str]]:
@@ -79,6 +90,7 @@ def make_lines(networks: Sequence[Network], *, rows: Sequence[str], average: Seq
     """
     notes: list[str] = []
     lines: list[Line] = []
+    average = [*average, *(key for network in networks for key in settings_of(network.run) if key.partition(".")[0] in average)]
     for (data, model, target, kind, name), members in _grouped(networks, lambda n: (n.data, n.model, n.target, n.kind, n.name)):
         ignore = {*average, *rows} | (set() if kind == FINAL else _not_of_dense(members))
         differences = _differing([network.run for network in members], ignore)
@@ -89,7 +101,7 @@ def make_lines(networks: Sequence[Network], *, rows: Sequence[str], average: Seq
         for (keys_, settings_), alike in by_line.items():
             kept = _one_a_seed(alike, notes) if kind == FINAL else _one_a_file(alike)
             lines.append(Line(model, data, target, kind, name, dict(keys_), dict(settings_), kept))
-    _compare(lines, baseline)
+    _compare(lines, baseline, networks)
     _label(lines)
     return lines, notes
 
@@ -124,7 +136,7 @@ def _one_a_seed(networks: list[Network], notes: list[str]) -> list[Network]:
     """The newest run of every pair of seeds: the same run twice is not two."""
     kept = []
     for _, same in _grouped(networks, lambda network: (network.run.seed, network.run.dense_seed)):
-        *older, newest = sorted(same, key=lambda network: (network.run.folder / "result.json").stat().st_mtime_ns)
+        *older, newest = sorted(same, key=lambda network: network.run.written)
         kept.append(newest)
         notes += [f"{network.run.folder} repeats {newest.run.folder} and does not count a second time" for network in older]
     return kept
@@ -140,21 +152,17 @@ def _one_a_file(networks: list[Network]) -> list[Network]:
 # -- differences -----------------------------------------------------------------------------------------------------------------------
 
 
-def _compare(lines: Sequence[Line], baseline: str) -> None:
+def _compare(lines: Sequence[Line], baseline: str, networks: Sequence[Network]) -> None:
     """Fill `against`, in points; pairs share their seeds and their dense network."""
-    controls = {
-        (network.data, network.model, network.weights, network.recovery): network
-        for line in lines
-        if line.kind == CONTROL
-        for network in line.networks
-    }
+    controls = [network for network in networks if network.kind == CONTROL]
+    own = {network.run.folder: network for network in controls}
     for line in lines:
         pairs: dict[str, list[float]] = {"dense": [], "control": []}
         for network in line.networks:
             top1 = network.sizes["top1"]
             if network.dense and line.kind != DENSE:
                 pairs["dense"].append(top1 - network.dense["top1"])
-            control = _own_control(network) or controls.get((network.data, network.model, network.weights, network.recovery))
+            control = own.get(network.run.folder) or next((other for other in controls if _recovered_alike(network, other)), None)
             if control is not None and line.kind != CONTROL:
                 pairs["control"].append(top1 - control.sizes["top1"])
         if line.kind == FINAL and line.name != baseline:
@@ -162,16 +170,23 @@ def _compare(lines: Sequence[Line], baseline: str) -> None:
         line.against = {key: 100 * np.array(values) for key, values in pairs.items() if values}
 
 
-def _own_control(network: Network) -> Network | None:
-    return next((other for other in networks_of(network.run) if other.kind == CONTROL), None)
+def _recovered_alike(network: Network, control: Network) -> bool:
+    """The same dense network, and as many epochs in the same way."""
+    same = [(other.data, other.model, other.weights, other.recovery) for other in (network, control)]
+    return same[0] == same[1] and not any(_several(map(_recipe, (network.run, control.run)), key) for key in _recipe(network.run))
+
+
+def _recipe(run: Run) -> dict[str, str]:
+    spent = ("recovery.epochs", "recovery.final_epochs")  # which `Network.recovery` counts
+    return {key: value for key, value in settings_of(run).items() if key.partition(".")[0] == "recovery" and key not in spent}
 
 
 def _baseline_line(line: Line, lines: Sequence[Line], baseline: str) -> Line | None:
     """The baseline's line in the same block; of several that with the same settings, columns and dense networks."""
     found = [other for other in lines if other.kind == FINAL and other.block == line.block and other.name == baseline]
     if len(found) > 1:
-        mine = settings_of(line.networks[0].run)
-        alike = lambda other: sum(mine.get(key) == value for key, value in settings_of(other.networks[0].run).items())  # noqa: E731
+        mine = settings_of(line.networks[0].run) | line.keys
+        alike = lambda other: sum(mine.get(key) == value for key, value in (settings_of(other.networks[0].run) | other.keys).items())  # noqa: E731
         scores = [alike(other) for other in found]
         best = [other for other, score in zip(found, scores, strict=True) if score == max(scores)]
         found = best[:1]
@@ -182,8 +197,8 @@ def _paired(line: Line, other: Line | None) -> list[float]:
     """Differences of runs with the same seeds on the same dense network."""
     if other is None:
         return []
-    theirs = {network.run.seed: network for network in other.networks}
-    pairs = [(network, theirs[network.run.seed]) for network in line.networks if network.run.seed in theirs]
+    theirs = {(network.run.seed, network.run.dense_seed): network for network in other.networks}
+    pairs = [(network, theirs[seeds]) for network in line.networks if (seeds := (network.run.seed, network.run.dense_seed)) in theirs]
     return [mine.sizes["top1"] - their.sizes["top1"] for mine, their in pairs if _same_weights(mine, their)]
 
 

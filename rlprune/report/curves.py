@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlprune.report.collect import Run
+from rlprune.report.collect import Run, is_number
 from rlprune.report.figures import Style, across, grid_of, wrapped
 
 
@@ -52,10 +52,10 @@ def loss_curves(run: Run) -> dict[str, pd.Series]:
     for name in LOSSES:
         if name in episodes and episodes[name].notna().sum() > 1:
             found[f"{name.replace('_', ' ')} by episode"] = pd.Series(episodes[name].to_numpy(), range(1, len(episodes) + 1)).dropna()
-    losses = run.result.get("losses") or []
+    losses = run.result.get("losses")
     if "train_loss" in metrics and len(metrics) > 1:
         found["training loss by epoch"] = metrics.set_index("step")["train_loss"]
-    elif len(losses) > 1 and all(isinstance(loss, int | float) for loss in losses):
+    elif isinstance(losses, list) and len(losses) > 1 and all(map(is_number, losses)):
         found["dense training loss by epoch"] = pd.Series(losses, range(1, len(losses) + 1), dtype=float)
     return found
 

@@ -9,7 +9,7 @@ from rlprune.report.collect import FINISHED, Run
 from rlprune.report.comparison import Line
 from rlprune.report.curves import loss_panels, losses_figure, reward_curve, rewards_figure
 from rlprune.report.figures import Style, accuracy_figure, difference_figure, style_of, time_figure
-from rlprune.report.layers import channels_by_layer_figure, kept_by_step, sparsity_over_steps_figure
+from rlprune.report.layers import channels_by_layer_figure, kept_by_step, sparsity_over_steps_figure, units_by_step
 from rlprune.report.networks import FINAL
 from rlprune.results.sensitivity import sensitivity_figure
 
@@ -90,7 +90,7 @@ def _of_layers(lines: Sequence[Line]) -> Iterator[Plot]:
             "Channel groups in network order; of every agent the run with the lowest seed.",
             partial(sparsity_over_steps_figure, {name: first[name] for name in names}),
         )  # fmt: skip
-    kept = [line for line in lines if len(line.networks[0].run.table("layers.csv"))]
+    kept = [line for line in lines if any(len(units_by_step(network.run)) for network in line.networks)]
     for part, some in _parts(kept):
         yield Plot(
             f"channels{part}", "", "Kept and pruned channels by layer", f"At {some[0].target}; means over seeds.",

@@ -50,11 +50,16 @@ def sparsity_over_steps_figure(runs: Mapping[str, Run], width: float) -> Any:
 
 def kept_by_step(run: Run) -> pd.DataFrame:
     """Share of units kept, groups in network order × steps; empty where a run has not come so far."""
+    table = units_by_step(run)
+    return table.div(table.iloc[:, 0], axis=0).iloc[:, 1:] if table.shape[1] > 1 else pd.DataFrame()
+
+
+def units_by_step(run: Run) -> pd.DataFrame:
+    """Units of every group, groups in network order × steps, dense first; empty where layers.csv is damaged or being written."""
     layers = run.table("layers.csv")
-    if not {"step", "group", "units"} <= set(layers) or layers["step"].max() < 1:
+    if not {"step", "group", "units"} <= set(layers) or not all(pd.api.types.is_numeric_dtype(layers[name]) for name in ("step", "units")):
         return pd.DataFrame()
-    table = layers.pivot_table(index="group", columns="step", values="units", sort=False)
-    return table.div(table.iloc[:, 0], axis=0).iloc[:, 1:]
+    return layers.pivot_table(index="group", columns="step", values="units", sort=False)
 
 
 def channels_by_layer_figure(lines: Sequence[Line], width: float) -> Any:
@@ -83,9 +88,8 @@ def _mean_units(line: Line) -> pd.DataFrame:
     """Units of every group, dense and kept by the smallest network, mean over seeds."""
     tables = []
     for network in line.networks:
-        layers = network.run.table("layers.csv")
-        if {"step", "group", "units"} <= set(layers):
-            steps = layers.pivot_table(index="group", columns="step", values="units", sort=False)
+        steps = units_by_step(network.run)
+        if len(steps):
             tables.append(pd.DataFrame({"dense": steps.iloc[:, 0], "kept": steps[_step_of(network, steps)]}))
     alike = [table for table in tables if table.index.equals(tables[0].index)]
     return pd.concat(alike).groupby(level=0, sort=False).mean() if alike else pd.DataFrame()

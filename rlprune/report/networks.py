@@ -2,17 +2,18 @@
 
 import json
 import math
+import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlprune.config import conf_dir
-from rlprune.errors import UserError
-from rlprune.report.collect import Run, settings_in
+from rlprune.report.collect import Run, is_number
 from rlprune.results.tables import CONTROL, JOINT
 
 DENSE, FINAL = "dense", "final"
@@ -107,7 +108,7 @@ def _dense_of(folder: Path) -> dict[str, float]:
     try:
         first = json.loads((folder / "result.json").read_text(encoding="utf-8"))["rows"][0]
         return _sizes(first) if first["name"] == DENSE else {}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return {}
 
 
@@ -117,8 +118,7 @@ def _sizes(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _number(value: Any) -> float:
     """NaN for what is no finite number."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else math.nan
+    return float(value) if is_number(value) else math.nan
 
 
 def _target(run: Run, level: float, last: bool) -> str:
@@ -145,9 +145,9 @@ def _name(run: Run) -> str:
     if run.agent != "like":
         return run.agent
     try:
-        source = json.loads((Path(str(run.settings.get("agent.run"))) / "result.json").read_text(encoding="utf-8"))["choices"]["agent"]
-    except (OSError, ValueError, KeyError, TypeError):
-        source = Path(str(run.settings.get("agent.run", "another run"))).name
+        source = json.loads((Path(str(run.source)) / "result.json").read_text(encoding="utf-8"))["choices"]["agent"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        source = "another run" if run.source is None else run.source.name
     return f"like {source}"
 
 
@@ -171,27 +171,36 @@ def recovery_epochs(run: Run) -> float:
 def data_label(run: Run) -> str:
     """Data set and number of images: the same label, the same data; roots of different names are different data."""
     splits = run.result.get("splits") or {}
-    root = run.settings.get("dataset.root")
+    root = _own_settings(run, "dataset").get("root")
     name = run.choices["dataset"] + (f" {Path(str(root)).name}" if root else "")
     special = {key: value for key, value in _changed(run, "dataset").items() if key not in (*NOT_DATA, "root")}
-    words = [f"{key}={_plain(value)}" for key, value in sorted(special.items())]
+    words = [f"{key}={plain(value)}" for key, value in sorted(special.items())]
     sizes = "/".join(str(splits.get(part, "?")) for part in ("train", "search", "test"))
     return f"{name} ({', '.join([*words, f'{sizes} images'])})"
 
 
 def _model_label(run: Run) -> str:
-    words = [f"{key}={_plain(value)}" for key, value in sorted(_changed(run, "model").items())]
+    words = [f"{key}={plain(value)}" for key, value in sorted(_changed(run, "model").items())]
     return run.choices["model"] + (f" ({', '.join(words)})" if words else "")
 
 
 def _changed(run: Run, group: str) -> dict[str, Any]:
     """Settings of a model or data set that are not the shipped ones."""
-    path = conf_dir() / group / f"{run.choices[group]}.yaml"
-    shipped = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-    flat = {key.partition(".")[2]: value for key, value in run.settings.items() if key.startswith(f"{group}.")}
-    if run.result.get("like"):  # what it was told to be like says which network it is
-        flat = dict(run.result.get(f"{group}_settings") or {})
-    return {key: value for key, value in flat.items() if key != "_target_" and shipped.get(key) != value and not _open(shipped.get(key))}
+    shipped = _shipped(str(conf_dir() / group / f"{run.choices[group]}.yaml"))
+    own = _own_settings(run, group)
+    return {key: value for key, value in own.items() if key != "_target_" and shipped.get(key) != value and not _open(shipped.get(key))}
+
+
+def _own_settings(run: Run, group: str) -> Mapping[str, Any]:
+    """Of a run's model or data set; a training that was told to be like a run has taken them from there."""
+    if run.result.get("like"):
+        return run.result.get(f"{group}_settings") or {}
+    return {key.partition(".")[2]: value for key, value in run.settings.items() if key.startswith(f"{group}.")}
+
+
+@cache  # a report asks for it run by run
+def _shipped(path: str) -> Mapping[str, Any]:
+    return (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}) if os.path.isfile(path) else {}
 
 
 def _open(value: Any) -> bool:
@@ -199,45 +208,43 @@ def _open(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _plain(value: Any) -> str:
-    """As it would be typed."""
+def plain(value: Any) -> str:
+    """As it would be typed, in one line."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, list):
-        return f"[{','.join(map(_plain, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return f"[{','.join(map(plain, value))}]"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return " ".join(str(value).split())
 
 
 def settings_of(run: Run) -> dict[str, str]:
     """All that may tell runs of one agent apart, as it would be typed."""
     named = {group: run.choices[group] for group in NAMED if group in run.choices}
     flat = {
-        key: _plain(value)
+        key: plain(value)
         for key, value in run.settings.items()
         if key not in NOT_SETTINGS and not key.startswith(NOT_GROUPS) and not key.endswith("_target_")
     }
-    source = run.result.get("like") or (run.settings.get("agent.run") if run.agent == "like" else None)
-    if source is not None:
-        theirs = settings_in(Path(str(source)))
-        flat |= {f"run.{key}": _plain(value) for key, value in theirs.items() if key.startswith(OF_SOURCE) and not key.endswith("_target_")}
-        flat |= {} if theirs else {"agent.run": str(source)}
+    if run.source is not None:
+        theirs = run.source_settings
+        flat |= {f"run.{key}": plain(value) for key, value in theirs.items() if key.startswith(OF_SOURCE) and not key.endswith("_target_")}
+        flat |= {} if theirs else {"agent.run": str(run.source)}
     if run.settings.get("checkpoint") is not None:
         named["checkpoint"] = Path(str(run.settings["checkpoint"])).name
     return named | flat
 
 
 def value_of(run: Run, key: str) -> str:
-    """A choice, a setting, or the seed.
-
-    Raises:
-        UserError: runs have no such key.
-    """
+    """A choice, a setting, or the seed; empty where a run has no such key."""
     if key in run.choices:
         return run.choices[key]
     if key in run.settings:
-        return _plain(run.settings[key])
-    if any(name.startswith(f"{key}.") for name in run.settings):
-        raise UserError(
-            f"{key}: is a group of settings; name one of them, such as {next(n for n in run.settings if n.startswith(f'{key}.'))}"
-        )
+        return plain(run.settings[key])
     return ""
+
+
+def group_setting(runs: Iterable[Run], key: str) -> str | None:
+    """A setting within a group; None where the key is no group of settings in any run."""
+    return next((name for run in runs for name in run.settings if name.startswith(f"{key}.")), None)

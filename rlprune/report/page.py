@@ -33,7 +33,8 @@ def write_report(report: Report, folder: Path) -> str:
             ValueError,
             IndexError,
             TypeError,
-            ZeroDivisionError,
+            AttributeError,
+            ArithmeticError,
         ) as error:  # a file of one run that is damaged or half written
             log.warning("plot %s left out: %s", plot.name, error)
             report.notes.append(f"the plot {plot.name} could not be drawn ({error})")
@@ -55,7 +56,7 @@ def _heading(plot: Plot) -> str:
 
 def text_of(report: Report) -> str:
     """The table, what it says, what to know, and what is not in it."""
-    parts = [markdown(report.table)] if report.table.rows else ["No run is finished yet."]
+    parts = [markdown(report.table)] if report.table.rows else [report.nothing]
     parts += ["\n".join(f"- {line}" for line in lines) for lines in (report.findings, report.notes) if lines]
     if report.open_runs:
         parts.append("Not in the table:\n\n" + "\n".join(f"- {run.folder}: {run.why or run.state}" for run in report.open_runs))
@@ -65,14 +66,15 @@ def text_of(report: Report) -> str:
 def networks_table(lines: Sequence[Line]) -> pd.DataFrame:
     """A row for every network of every run in the table."""
     return pd.DataFrame(
-        {
+        ({
             "data": line.data, "model": line.model, "target": line.target, "network": line.name, "kind": line.kind,
             "settings": ", ".join(f"{key}={value}" for key, value in line.settings.items()), **line.keys,
             "seed": network.run.seed, "dense_seed": network.run.dense_seed, "before": network.before, **network.sizes,
             **(network.cost if line.kind != DENSE else {}), "run": str(network.run.folder),
         }
         for line in lines
-        for network in line.networks
+        for network in line.networks),
+        columns=None if lines else ["data", "model", "target", "network", "kind"],
     )  # fmt: skip
 
 

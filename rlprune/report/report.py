@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlprune.config import suggestion
 from rlprune.errors import UserError
 from rlprune.report.collect import FINISHED, RUNNING, UNREADABLE, Run, find_runs
-from rlprune.report.comparison import make_lines
+from rlprune.report.comparison import Line, make_lines
 from rlprune.report.findings import averaged, confounded, findings, origins
 from rlprune.report.gallery import Plot, plan_plots
-from rlprune.report.networks import Network, networks_of, value_of
+from rlprune.report.networks import FINAL, Network, group_setting, networks_of, plain, value_of
 from rlprune.report.table import Column, Table, choose_columns, make_table
 
 
@@ -53,6 +54,12 @@ class Report:
     runs: list[Run]
     plots: list[Plot] = field(default_factory=list)
 
+    @property
+    def nothing(self) -> str:
+        """What stands in place of an empty table."""
+        measured = any(run.state == FINISHED and run.command == "sensitivity" for run in self.runs)
+        return "No run of prune or train is here; the plots show sensitivities." if measured else "No run is finished yet."
+
 
 # -- from runs to a report -------------------------------------------------------------------------------------------------------------
 
@@ -75,10 +82,12 @@ def make_report(choices: Choices) -> Report:
     labels = list(dict.fromkeys(network.data for network in networks))
     if len(labels) > 1 and not choices.mixed:
         raise UserError(_different_data(pattern, networks, labels))
+    for option, keys in (("rows", choices.rows), ("average", choices.average)):
+        for key in keys:
+            if networks and not any(value_of(network.run, key) for network in networks if network.kind == FINAL):
+                raise UserError(f"{option}: {_no_such_key(runs, key)}")
     lines, notes = make_lines(networks, rows=choices.rows, average=choices.average, baseline=choices.baseline)
-    for key in choices.rows:
-        if lines and not any(line.keys.get(key) for line in lines):
-            raise UserError(f"rows: no run has {key}; name a config group, seed, or a setting as in config.yaml, such as agent.noise_std")
+    notes += _no_baseline(lines, choices.baseline)
     constant = {"data": len(labels) < 2, "model": len({line.model for line in lines}) < 2}  # then the title says it
     shown = [column for column in columns if not constant.get(column.heading, False)]
     table = make_table(lines, shown, choices.sort, choices.baseline)
@@ -92,13 +101,34 @@ def make_report(choices: Choices) -> Report:
 def _selected(runs: list[Run], select: Mapping[str, Any], pattern: str) -> list[Run]:
     if not runs:
         raise UserError(f"runs={pattern}: no run of prune or train matches; name run folders, such as runs='outputs/prune/*'")
+    unknown = [run for run in runs if run.state != FINISHED and not run.settings]  # listed, as nothing says that they are not meant
     for key, wanted in select.items():
-        values = [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
-        there = list(dict.fromkeys(filter(None, (value_of(run, key) for run in runs))))
-        runs = [run for run in runs if value_of(run, key) in values]
+        values = {text for value in (wanted if isinstance(wanted, list) else [wanted]) for text in (plain(value), str(value))}
+        there = list(dict.fromkeys(filter(None, (value_of(run, str(key)) for run in runs))))
+        if not there:
+            raise UserError(f"select.{key}={plain(wanted)}: {_no_such_key(runs, str(key))}")
+        runs = [run for run in runs if value_of(run, str(key)) in values]
         if not runs:
-            raise UserError(f"select.{key}={wanted}: no run has it; there are {', '.join(there[:12]) or 'no runs with such a key'}")
-    return runs
+            raise UserError(f"select.{key}={plain(wanted)}: no run has it; there are {', '.join(there[:12])}")
+    return [*runs, *(run for run in unknown if run not in runs)]
+
+
+def _no_such_key(runs: Sequence[Run], key: str) -> str:
+    setting = group_setting(runs, key)
+    if setting is not None:
+        return f"{key} is a group of settings; name one of them, such as {setting}"
+    known = dict.fromkeys(name for run in runs for name in (*run.choices, *run.settings))
+    return f"no run has {key}{suggestion(key, known)}; name a config group, seed, or a setting as in config.yaml, such as agent.noise_std"
+
+
+def _no_baseline(lines: Sequence[Line], baseline: str) -> list[str]:
+    """A word on differences that are missing because nobody is there to compare with."""
+    names = dict.fromkeys(line.name for line in lines if line.kind == FINAL)
+    return (
+        [f"no run of {baseline} here, so no differences to it{suggestion(baseline, names)}"]
+        if len(names) > 1 and baseline not in names
+        else []
+    )
 
 
 def _networks(finished: Sequence[Run]) -> tuple[list[Network], list[Run]]:
@@ -107,7 +137,7 @@ def _networks(finished: Sequence[Run]) -> tuple[list[Network], list[Run]]:
     for run in finished:
         try:
             networks += networks_of(run)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             why = f"result.json lacks or garbles {error}; the file is damaged"
             damaged.append(Run(run.folder, run.command, UNREADABLE, why, run.choices, run.settings))
     return networks, damaged

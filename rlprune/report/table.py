@@ -1,6 +1,7 @@
 """The table of a report: a row for every line of a comparison, and the same table as Markdown, CSV, LaTeX and HTML cells."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -222,6 +223,8 @@ def choose_columns(names: Sequence[str], rows: Sequence[str], baseline: str) -> 
         UserError: there is no such column.
     """
     known = _known_columns(baseline)
+    if not names:
+        raise UserError(f"columns=[]: name one at least; there are {', '.join(known)}")
     for name in names:
         if name not in known:
             raise UserError(f"columns: {name} is none{suggestion(name, known)}; there are {', '.join(known)}")
@@ -242,7 +245,7 @@ def _of_searches(column: Column) -> Column:
     return Column(
         column.heading,
         lambda line: column.text(line) if own(line) else "",
-        lambda line: column.numbers(line) if own(line) else {},
+        lambda line: column.numbers(line) if own(line) else dict.fromkeys(column.numbers(line), math.nan),
         column.meaning,
     )
 
@@ -302,8 +305,8 @@ def _sorted(lines: Sequence[Line], sort: Sequence[str], baseline: str) -> list[L
             line.target,
             line.name != baseline,
             line.name,
-            str(line.keys),
-            str(line.settings),
+            natural(str(line.keys)),
+            natural(str(line.settings)),
         )
 
     ordered = sorted(lines, key=order)
@@ -311,16 +314,17 @@ def _sorted(lines: Sequence[Line], sort: Sequence[str], baseline: str) -> list[L
         column = _known_columns(baseline).get(name.lstrip("-"))
         if column is None:
             raise UserError(f"sort: {name} is no column; there are {', '.join(_known_columns(baseline))}, and -NAME for descending order")
-        ordered.sort(key=lambda line: _sort_key(column, line, name.startswith("-")))
+        values = [(next(iter(column.numbers(line).values()), math.nan), line) for line in ordered]
+        known = [(natural(value) if isinstance(value, str) else value, line) for value, line in values if value == value]
+        known.sort(key=lambda pair: pair[0], reverse=name.startswith("-"))
+        ordered = [line for _, line in known] + [line for value, line in values if value != value]  # what lacks the number comes last
     return ordered
 
 
-def _sort_key(column: Column, line: Line, descending: bool) -> tuple[bool, Any]:
-    """Lines that lack the number come last, either way."""
-    value = next(iter(column.numbers(line).values()), math.nan)
-    if isinstance(value, str):
-        return False, tuple(-ord(letter) for letter in value) if descending else value
-    return math.isnan(value), -value if descending else value
+def natural(text: str) -> list[tuple[int, float, str]]:
+    """Sorts 9 before 10, and 0.05 before 0.1."""
+    pieces = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
+    return [(1, float(piece), "") if place % 2 else (2, 0.0, piece) for place, piece in enumerate(pieces) if piece]
 
 
 # -- renderings ------------------------------------------------------------------------------------------------------------------------
@@ -337,7 +341,7 @@ def numbers(table: Table, columns: Sequence[Column]) -> pd.DataFrame:
     lines = [
         {"kind": line.kind} | {key: value for column in columns for key, value in column.numbers(line).items()} for line in table.lines
     ]
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=None if lines else ["kind"])  # a file without a heading cannot be read
 
 
 LATEX = {
@@ -349,13 +353,16 @@ LATEX = {
 
 def latex(table: Table, caption: str) -> str:
     """A table environment as wide as the text, with the rules of booktabs; it needs the packages booktabs and graphicx."""
+    if not table.rows:
+        return "% no run in the table\n"
     spec = "".join("l" if column.words else "r" for column in table.columns)
     lines = [" & ".join(escape_latex(column.heading) for column in table.columns) + r" \\", r"\midrule"]
     for index, row in enumerate(table.rows):
         if index and index in table.heads:
             lines.append(r"\midrule")
         cells = [rf"\textbf{{{escape_latex(cell.text)}}}" if cell.best else escape_latex(cell.text) for cell in row]
-        lines.append(" & ".join(cells) + r" \\")
+        start = "{}" if cells[0].startswith(("[", "*")) else ""  # which the end of the row before would take for its own
+        lines.append(start + " & ".join(cells) + r" \\")
     head = [r"% \usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(caption)}}}"]
     head += [r"\resizebox{\linewidth}{!}{%", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     return "\n".join([*head, *lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
@@ -363,4 +370,4 @@ def latex(table: Table, caption: str) -> str:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it stands; what it has no letter for as a question mark."""
-    return "".join(LATEX.get(letter, letter if letter.isascii() else "?") for letter in text)
+    return "".join(LATEX.get(letter, letter if letter.isascii() and letter.isprintable() else "?") for letter in text)
