@@ -173,7 +173,7 @@ class ReportConfig:
     """`rlprune report`."""
 
     runs: Any = field(default=MISSING, metadata={"plugin": False})  # glob over run folders, or a list of globs
-    select: Any = field(default=MISSING, metadata={"plugin": False})  # key → value, or list of values, that a run must have
+    select: Any = field(default=MISSING, metadata={"plugin": False})  # key → value, or list of values, that a run must have; null: all runs
     rows: list[str] = MISSING  # config groups, settings or seed that get a column, and lines of their own, beside model, target and agent
     average: list[str] = MISSING  # settings that may differ within a line
     columns: list[str] = MISSING  # of the table, in their order

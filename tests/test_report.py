@@ -826,6 +826,9 @@ def test_the_pareto_front_is_what_nothing_beats():
         (("runs={a: 1}",), "must be a glob"),
         (("select=abc",), "select=abc: must be a mapping"),
         (("columns=abc",), "columns"),
+        (("columns=[[top1]]",), "must be a list of names, such as columns=[a,b]"),
+        (("sort=[{a: 1}]",), "sort=[{'a': 1}]: must be a list of names"),
+        (("select={agent: amc}",), "select.agent=amc: no run has it; there are mcq"),
         (("rowz=[a]",), "rowz: no such key (did you mean rows?)"),
         (("columns=[network,oops]",), "columns: oops is none"),
     ],
@@ -837,6 +840,16 @@ def test_bad_input_is_one_line(rlprune, line, words):
     assert words in err
     assert "Traceback" not in err
     assert not list(Path("outputs/report").glob("*/report.*"))
+
+
+def test_select_is_typed_as_the_yaml_shows(rlprune):
+    three_seeds("uniform", [0.80, 0.81])
+    three_seeds("mcq", [0.82, 0.84])
+    columns = "columns=[network,seeds]"
+    code, out, _ = rlprune("report", "select={model: resnet20, agent: [mcq, amc], recovery.epochs: 1}", columns, "plots=false")
+    assert code == 0
+    assert "| mcq     | 2     |" in out
+    assert "uniform" not in out
 
 
 def test_the_command_prints_its_table_and_says_where_the_page_is(rlprune):

@@ -16,13 +16,15 @@ def main(config: ReportConfig, run_dir: Path, choices: dict[str, str]) -> None:
     runs = config.runs if isinstance(config.runs, list) else [config.runs]
     if not runs or not all(isinstance(glob, str) and glob for glob in runs):
         raise UserError(f"runs={config.runs}: must be a glob over run folders, or a list of them, such as runs='outputs/prune/*'")
-    select = {} if config.select is None else config.select
-    if not isinstance(select, dict):
+    if not isinstance(config.select, dict | type(None)):
         raise UserError(f"select={config.select}: must be a mapping, such as select={{agent: [mcq, uniform]}}")
+    for key in ("rows", "average", "columns", "sort"):
+        if not all(isinstance(name, str) for name in getattr(config, key)):
+            raise UserError(f"{key}={getattr(config, key)}: must be a list of names, such as {key}=[a,b]")
     report = make_report(
         Choices(
             runs=runs,
-            select=select,
+            select=config.select or {},
             rows=config.rows,
             average=config.average,
             columns=config.columns,
