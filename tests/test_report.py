@@ -376,6 +376,14 @@ def test_a_control_that_recovered_in_another_way_is_no_control():
     assert lines["amc"].against["control"] == pytest.approx([-11])
 
 
+def test_controls_of_more_epochs_are_other_rows():
+    control = [row("dense", 0.9), row(CONTROL, 0.91), row("recovered 40 %", 0.8, 0.4)]
+    for number, epochs in enumerate((3, 3, 10)):
+        write_run(f"run{number}", ("uniform", "mcq", "amc")[number], 0, rows=control, search={"recovery_epochs": epochs})
+    lines = [line for line in report_on().table.lines if line.kind == CONTROL]
+    assert [(line.settings["recovery epochs"], len(line.networks)) for line in lines] == [("3", 1), ("10", 1)]
+
+
 def test_that_nobody_is_there_to_compare_with_is_said():
     three_seeds("mcq", [0.8])
     assert not any("no run of" in note for note in report_on().notes)

@@ -94,6 +94,10 @@ def make_lines(networks: Sequence[Network], *, rows: Sequence[str], average: Seq
     for (data, model, target, kind, name), members in _grouped(networks, lambda n: (n.data, n.model, n.target, n.kind, n.name)):
         ignore = {*average, *rows} | (set() if kind == FINAL else _not_of_dense(members))
         differences = _differing([network.run for network in members], ignore)
+        if kind == CONTROL and len({network.recovery for network in members}) > 1:  # steps and periods say how often, too
+            differences = [
+                settings | {"recovery epochs": f"{network.recovery:g}"} for network, settings in zip(members, differences, strict=True)
+            ]
         by_line: dict[tuple[Any, ...], list[Network]] = defaultdict(list)
         for network, settings in zip(members, differences, strict=True):
             keys = {key: value_of(network.run, key) for key in rows} if kind == FINAL else {}
