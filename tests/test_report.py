@@ -322,6 +322,13 @@ def test_what_follows_another_run_says_whom():
     assert lines_of(report)["reinforce, from scratch"].against["baseline"] == pytest.approx([-3])
 
 
+def test_a_follower_has_the_target_of_the_run_it_follows():
+    source = write_run("source", "mcq", top1=0.8)
+    write_run("like", "like", top1=0.82, targets={}, config={"agent.run": str(source), "budget.macs": None})
+    assert lines_of(report_on(baseline="mcq"))["like mcq"].target == "MACs ≤ 50 %"
+    assert lines_of(report_on(baseline="mcq"))["like mcq"].against["baseline"] == pytest.approx([2])
+
+
 def test_followers_of_runs_with_other_settings_are_other_rows():
     for bound in (1, 2):
         for seed in range(2):

@@ -1,6 +1,5 @@
 """The networks that a run has measured, labelled by what makes them comparable: model, data, target and settings."""
 
-import json
 import math
 import os
 from collections import defaultdict
@@ -13,6 +12,8 @@ from typing import Any
 import yaml
 
 from rlprune.config import conf_dir
+from rlprune.errors import UserError
+from rlprune.files import read_json
 from rlprune.report.collect import Run, is_number
 from rlprune.results.tables import CONTROL, JOINT
 
@@ -106,9 +107,17 @@ def networks_of(run: Run) -> list[Network]:
 def _dense_of(folder: Path) -> dict[str, float]:
     """The dense network of another run; empty where it cannot be read."""
     try:
-        first = json.loads((folder / "result.json").read_text(encoding="utf-8"))["rows"][0]
+        first = _result_of(folder)["rows"][0]
         return _sizes(first) if first["name"] == DENSE else {}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+    except (KeyError, TypeError, IndexError, AttributeError):
+        return {}
+
+
+def _result_of(folder: Path | None) -> Mapping[str, Any]:
+    """result.json of another run; empty where it cannot be read."""
+    try:
+        return {} if folder is None else read_json(folder / "result.json")
+    except UserError:
         return {}
 
 
@@ -126,6 +135,8 @@ def _target(run: Run, level: float, last: bool) -> str:
     asked = run.result.get("like_targets" if run.command == "train" else "targets") or {}
     if not last:
         return f"sparsity {_percent(level)}"
+    if run.agent == "like" and not asked:  # as large as the run it follows, which was told how large
+        asked = _result_of(run.source).get("targets") or {}
     words = {"schedule.sparsity": "sparsity {}", "budget.macs": "MACs ≤ {}", "budget.params": "parameters ≤ {}"}
     parts = [text.format(_percent(asked[key]["asked"])) for key, text in words.items() if key in asked]
     parts += [f"drop ≤ {run.settings['budget.max_drop']:g}" for _ in [0] if run.settings.get("budget.max_drop") is not None]
@@ -145,8 +156,8 @@ def _name(run: Run) -> str:
     if run.agent != "like":
         return run.agent
     try:
-        source = json.loads((Path(str(run.source)) / "result.json").read_text(encoding="utf-8"))["choices"]["agent"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        source = str(_result_of(run.source)["choices"]["agent"])
+    except (KeyError, TypeError):
         source = "another run" if run.source is None else run.source.name
     return f"like {source}"
 
