@@ -24,7 +24,7 @@ from rlprune.report.figures import _aside, accuracy_figure, pareto_front, style_
 from rlprune.report.page import DESKTOP, PHONE, text_of, write_report
 from rlprune.report.report import Choices, make_report
 from rlprune.report.table import LATEX, escape_latex, latex, markdown, natural, numbers
-from rlprune.results.tables import CONTROL
+from rlprune.results.tables import CONTROL, JOINT
 
 COLUMNS = (
     "dataset model target network settings top1 top5 before delta delta_control delta_baseline params macs sparsity latency candidates "
@@ -815,6 +815,17 @@ def test_a_network_that_was_never_trained_does_not_squeeze_the_others():
     assert "not shown: dense (epochs=0) 10.0 %" in " ".join(text.get_text().replace("\n", " ") for text in figure.axes[0].texts)
 
 
+def test_a_legend_has_room_for_what_is_drawn_and_no_more():
+    for number in range(12):
+        rows = [row("dense", 0.9), row(JOINT, 0.85), row("recovered 40 %", 0.82, 0.4)]
+        write_run(f"rlal-{number}", "rlal", 0, rows=rows, config={"agent.learning_rate": number})
+    lines = report_on().table.lines
+    drawn = [line for line in lines if line.kind != JOINT]
+    assert len(drawn) < len(lines)
+    style = style_of([line.label for line in lines])
+    assert accuracy_figure(lines, style, PHONE).get_figheight() == accuracy_figure(drawn, style, PHONE).get_figheight()
+
+
 def test_many_networks_of_one_size_stay_near_their_size():
     assert _aside([0.0, 1.0]) == [0.0, 0.0]
     for number in (2, 8, 40):
@@ -822,6 +833,18 @@ def test_many_networks_of_one_size_stay_near_their_size():
         assert moved[0] == 0.0
         assert len(set(moved[1:])) == number
         assert max(map(abs, moved)) < 0.08
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_long_titles_take_no_room_from_their_panels(width):
+    for number in range(8):
+        bits = {f"agent.{name}_that_has_a_long_name": number >> place & 1 for place, name in enumerate(("one", "another", "a_third"))}
+        write_run(f"mcq-{number}", "mcq", config=bits)
+    (plot,) = (plot for plot in report_on(plots=True).plots if plot.name == "rewards")
+    figure = plot.draw(width)
+    FigureCanvasAgg(figure).draw()
+    assert all(axes.get_title(loc="left").count("\n") > 1 for axes in figure.axes)  # lines of a title
+    assert all(axes.get_window_extent().height / figure.dpi > 1 for axes in figure.axes)
 
 
 def test_the_pareto_front_is_what_nothing_beats():

@@ -6,14 +6,14 @@ from typing import Any
 import pandas as pd
 
 from rlprune.report.collect import Run, is_number
-from rlprune.report.figures import Style, across, grid_of, wrapped
+from rlprune.report.figures import Style, grid_of
 
 
 def rewards_figure(runs: Mapping[str, Sequence[Run]], style: Style, width: float) -> Any:
     """Reward on the search split: by episode where an agent plays some (best so far as a line), else by step; a panel an agent."""
     shown = {name: [curve for run in members if (curve := reward_curve(run)) is not None] for name, members in runs.items()}
     shown = {name: curves for name, curves in shown.items() if curves}
-    figure, axes = grid_of(width, len(shown))
+    figure, axes = grid_of(width, list(shown))
     for axis, (name, curves) in zip(axes, shown.items(), strict=True):
         for number, (kind, rewards, best) in enumerate(curves):
             colour = style.colour(name)
@@ -23,7 +23,6 @@ def rewards_figure(runs: Mapping[str, Sequence[Run]], style: Style, width: float
             else:
                 axis.plot(rewards.index, rewards, f"{style.marker(name)}-", markersize=4, linewidth=1, color=colour)
             axis.set_xlabel(kind, fontsize=8)
-        axis.set_title(wrapped(name, 0.7 * width / across(width), 9), fontsize=9, loc="left")
         axis.xaxis.get_major_locator().set_params(integer=True)
         if curves[0][2] is not None:
             axis.legend(framealpha=0.7, edgecolor="none", fontsize=7)
@@ -63,16 +62,15 @@ def loss_curves(run: Run) -> dict[str, pd.Series]:
 def losses_figure(runs: Mapping[str, Sequence[Run]], style: Style, width: float) -> Any:
     """Losses by agent: a panel for each, a line for every seed."""
     panels = loss_panels(runs)
-    figure, axes = grid_of(width, len(panels))
-    for axis, ((name, kind), curves) in zip(axes, panels.items(), strict=True):
+    words = [kind.partition(" by ") for _, kind in panels]
+    figure, axes = grid_of(width, [f"{name}: {what}" if name else what for (name, _), (what, _, _) in zip(panels, words, strict=True)])
+    for axis, (name, _), (_, _, unit), curves in zip(axes, panels, words, panels.values(), strict=True):
         for curve in curves:
             axis.plot(curve.index, curve, "-", linewidth=0.8, alpha=0.8, color=style.colour(name) if name in style.places else "0.2")
         positive = all((curve > 0).all() for curve in curves)
         axis.set_yscale(
             "log" if positive and max(curve.max() for curve in curves) > 30 * min(curve.min() for curve in curves) else "linear"
         )
-        what, _, unit = kind.rpartition(" by ")
-        axis.set_title(wrapped(f"{name}: {what}" if name else what, 0.7 * width / across(width), 9), fontsize=9, loc="left")
         axis.set_xlabel(unit, fontsize=8)
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.supylabel("loss", fontsize=9)

@@ -55,18 +55,17 @@ def style_of(names: Sequence[str]) -> Style:
 
 def accuracy_figure(lines: Sequence[Line], style: Style, width: float) -> Any:
     """Top-1 on the test split against MACs and channel sparsity: means, standard deviations, seeds, Pareto front, dense networks."""
-    labels = [*dict.fromkeys(line.label for line in lines), FRONT]
-    figure, axes = _figure(width, 2, height=3.4, below=_legend_rows(labels, width), sharey=True)
     low = _floor(lines)
     below = [line for line in lines if line.kind != JOINT and 100 * _average(line, "top1") < low]
-    shown = [line for line in lines if not any(line is other for other in below)]
+    shown = [line for line in lines if line.kind != JOINT and not any(line is other for other in below)]
+    labels = [*dict.fromkeys(line.label for line in shown), FRONT]
+    figure, axes = _figure(width, 2, height=3.4, below=_legend_rows(labels, width), sharey=True)
     for axis, key, unit, title in zip(axes, ("macs", "sparsity"), (1e-6, 100.0), ("MACs (millions)", "channel sparsity (%)"), strict=True):
-        drawn = [line for line in shown if line.kind != JOINT]
-        asides = _aside([_average(line, key) * unit for line in drawn])
-        for line, aside in zip(drawn, asides, strict=True):
+        asides = _aside([_average(line, key) * unit for line in shown])
+        for line, aside in zip(shown, asides, strict=True):
             _draw_accuracy(axis, line, style, key, unit, aside)
-        at = [(line, _average(line, key) * unit + aside, 100 * _average(line, "top1")) for line, aside in zip(drawn, asides, strict=True)]
-        for label in dict.fromkeys(line.label for line in drawn if line.kind == FINAL):  # one agent at several targets
+        at = [(line, _average(line, key) * unit + aside, 100 * _average(line, "top1")) for line, aside in zip(shown, asides, strict=True)]
+        for label in dict.fromkeys(line.label for line in shown if line.kind == FINAL):  # one agent at several targets
             path = sorted((x, y) for line, x, y in at if line.label == label and line.kind == FINAL)
             axis.plot(*zip(*path, strict=True), "-", color=style.colour(label), linewidth=0.6, alpha=0.6, zorder=1)
         true = {(_average(line, key), _average(line, "top1")): (x, y) for line, x, y in at if line.kind == FINAL}
@@ -224,15 +223,19 @@ def across(width: float) -> int:
     return 3 if width > WIDE else 2
 
 
-def grid_of(width: float, panels: int) -> tuple[Any, list[Any]]:
-    """Panels in rows."""
-    columns = min(panels, across(width))
+def grid_of(width: float, titles: Sequence[str]) -> tuple[Any, list[Any]]:
+    """Panels in rows, with their titles; those of many lines take no room from the panels."""
+    panels, columns = len(titles), min(len(titles), across(width))
     down = -(-panels // columns)
-    figure = blank(width, 0.4 + 1.9 * down)
+    titles = [wrapped(title, 0.7 * width / across(width), 9) for title in titles]
+    lines = [max(title.count("\n") for title in titles[start : start + columns]) for start in range(0, panels, columns)]
+    figure = blank(width, 0.4 + 1.9 * down + 0.15 * sum(lines))
     grid = figure.subplots(down, columns, squeeze=False).ravel()
     for axis in grid:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=7)
+    for axis, title in zip(grid, titles, strict=False):
+        axis.set_title(title, fontsize=9, loc="left")
     for axis in grid[panels:]:
         axis.remove()
     return figure, list(grid[:panels])
