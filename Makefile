@@ -8,8 +8,9 @@ BIN := .venv/bin
 prune: .venv/.run
 	$(BIN)/rlprune prune $(ARGS)
 
+# A process a core with one thread each: two that both want all cores take many times longer.
 test: .venv/.dev lint
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # Every published network: some minutes, and 20 GB of memory for the largest.
 test-zoo: .venv/.dev
