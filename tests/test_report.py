@@ -182,6 +182,15 @@ def test_of_equal_rows_each_is_the_best_and_a_row_alone_is_not():
     assert markdown(report_on().table).count("**81.00**") == 2
 
 
+def test_a_row_over_fewer_seeds_is_not_the_best():
+    three_seeds("uniform", [0.80, 0.81])
+    three_seeds("mcq", [0.79, 0.80])
+    three_seeds("amc", [0.99])
+    assert "**80.50" in markdown(report_on().table)
+    assert markdown(report_on().table).count("**") == 2
+    assert "highest is uniform, 80.50 % over 2 seeds" in report_on().findings[0]
+
+
 def test_a_metric_that_some_runs_lack():
     three_seeds("uniform", [0.8, 0.8])
     lacking = [

@@ -34,6 +34,11 @@ class Line:
         found = [network.before if key == "before" else {**network.sizes, **network.cost}.get(key, math.nan) for network in self.networks]
         return np.array([value for value in found if not math.isnan(value)])
 
+    def mean(self, key: str) -> float:
+        """The mean of a number over the networks that have it; NaN where none has."""
+        values = self.values(key)
+        return float(np.mean(values)) if len(values) else math.nan
+
     @property
     def sized(self) -> bool:
         """The target says how large the network is, so that a higher accuracy is better."""
@@ -43,6 +48,16 @@ class Line:
     def block(self) -> tuple[str, str, str]:
         """Lines that may be compared with each other."""
         return self.data, self.model, self.target
+
+
+def rivals(lines: Sequence[Line]) -> list[list[Line]]:
+    """Of every block of pruned networks of one size those over the most seeds, where there are several: one may be called the best."""
+    found = []
+    for _, block in _grouped([line for line in lines if line.kind == FINAL and line.sized], lambda line: line.block):
+        most = max(len(line.networks) for line in block)
+        equal = [line for line in block if len(line.networks) == most]
+        found += [equal] if len(equal) > 1 else []
+    return found
 
 
 def interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float]:

@@ -56,24 +56,24 @@ def style_of(names: Sequence[str]) -> Style:
 def accuracy_figure(lines: Sequence[Line], style: Style, width: float) -> Any:
     """Top-1 on the test split against MACs and channel sparsity: means, standard deviations, seeds, Pareto front, dense networks."""
     low = _floor(lines)
-    below = [line for line in lines if line.kind != JOINT and 100 * _average(line, "top1") < low]
+    below = [line for line in lines if line.kind != JOINT and 100 * line.mean("top1") < low]
     shown = [line for line in lines if line.kind != JOINT and not any(line is other for other in below)]
     labels = [*dict.fromkeys(line.label for line in shown), FRONT]
     figure, axes = _figure(width, 2, height=3.4, below=_legend_rows(labels, width), sharey=True)
     for axis, key, unit, title in zip(axes, ("macs", "sparsity"), (1e-6, 100.0), ("MACs (millions)", "channel sparsity (%)"), strict=True):
-        asides = _aside([_average(line, key) * unit for line in shown])
+        asides = _aside([line.mean(key) * unit for line in shown])
         for line, aside in zip(shown, asides, strict=True):
             _draw_accuracy(axis, line, style, key, unit, aside)
-        at = [(line, _average(line, key) * unit + aside, 100 * _average(line, "top1")) for line, aside in zip(shown, asides, strict=True)]
+        at = [(line, line.mean(key) * unit + aside, 100 * line.mean("top1")) for line, aside in zip(shown, asides, strict=True)]
         for label in dict.fromkeys(line.label for line in shown if line.kind == FINAL):  # one agent at several targets
             path = sorted((x, y) for line, x, y in at if line.label == label and line.kind == FINAL)
             axis.plot(*zip(*path, strict=True), "-", color=style.colour(label), linewidth=0.6, alpha=0.6, zorder=1)
-        true = {(_average(line, key), _average(line, "top1")): (x, y) for line, x, y in at if line.kind == FINAL}
+        true = {(line.mean(key), line.mean("top1")): (x, y) for line, x, y in at if line.kind == FINAL}
         front = [true[point] for point in pareto_front(list(true), least=key == "macs")]  # through the marks, which may stand aside
         axis.plot([x for x, _ in front], [y for _, y in front], "-", color="0.6", linewidth=1, zorder=1, label=FRONT)
         axis.set_xlabel(title)
     if below:
-        words = [f"{line.label} {100 * _average(line, 'top1'):.1f} % at {_average(line, 'macs') / 1e6:.1f} M MACs" for line in below]
+        words = [f"{line.label} {100 * line.mean('top1'):.1f} % at {line.mean('macs') / 1e6:.1f} M MACs" for line in below]
         inches = 0.75 * width / (2 if width > WIDE else 1)
         text = "\n".join(wrapped(f"not shown: {word}", inches, 7) for word in words)
         axes[0].text(0.98, 0.02, text, transform=axes[0].transAxes, fontsize=7, ha="right", va="bottom")
@@ -119,8 +119,8 @@ def _aside(places: Sequence[float]) -> list[float]:
 
 def _floor(lines: Sequence[Line]) -> float:
     """Lowest accuracy shown, percent: one that fails, or was never trained, does not squeeze the others; what it cuts is written out."""
-    means = [(line.target, 100 * _average(line, "top1")) for line in lines if line.kind == FINAL]
-    top = max(100 * _average(line, "top1") for line in lines)
+    means = [(line.target, 100 * line.mean("top1")) for line in lines if line.kind == FINAL]
+    top = max(100 * line.mean("top1") for line in lines)
     medians = [float(np.median([mean for target, mean in means if target == wanted])) for wanted in {target for target, _ in means}]
     return min(median - 2.5 * max(1.0, top - median) for median in medians)
 
@@ -168,11 +168,6 @@ def _bound(ends: Sequence[float]) -> float:
     """A limit that one line far out does not stretch; what it cuts is written out."""
     sizes = sorted(abs(end) for end in ends if not math.isnan(end))
     return max(0.5, min(1.08 * sizes[-1], 4 * sizes[len(sizes) // 2]))
-
-
-def _average(line: Line, key: str) -> float:
-    values = line.values(key)
-    return float(np.mean(values)) if len(values) else math.nan
 
 
 # -- time ------------------------------------------------------------------------------------------------------------------------------

@@ -4,27 +4,25 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from rlprune.report.collect import Run
-from rlprune.report.comparison import Line, interval
+from rlprune.report.comparison import Line, interval, rivals
 from rlprune.report.networks import FINAL, settings_of
 
 
 def findings(lines: Sequence[Line], baseline: str) -> list[str]:
     """For every block the best line, and which lines can be told from the baseline."""
     found = []
-    for block in dict.fromkeys(line.block for line in lines if line.kind == FINAL and line.sized):
-        rivals = [line for line in lines if line.block == block and line.kind == FINAL]
-        if len(rivals) < 2:
-            continue
-        best = max(rivals, key=lambda line: float(line.values("top1").mean()))
-        where = ", ".join(part for part in block[1:] if part)
-        text = f"{where}: highest is {best.label}, {100 * float(best.values('top1').mean()):.2f} % over {_seeds(len(best.networks))}"
-        compared = [line for line in rivals if len(line.against.get("baseline", [])) > 1]
+    for equal in rivals(lines):
+        best = max(equal, key=lambda line: line.mean("top1"))
+        inside = [line for line in lines if line.block == best.block and line.kind == FINAL]
+        where = ", ".join(part for part in best.block[1:] if part)
+        text = f"{where}: highest is {best.label}, {100 * best.mean('top1'):.2f} % over {_seeds(len(best.networks))}"
+        compared = [line for line in inside if len(line.against.get("baseline", [])) > 1]
         told = [f"{line.label} ({float(line.against['baseline'].mean()):+.2f})".replace("-", "−") for line in compared if _told(line)]
         if told:
             text += f"; told from {baseline} by their 95 % intervals: {', '.join(told)}"
         elif compared:
             text += f"; no row can be told from {baseline}, every 95 % interval holds zero"
-        elif any(line.against.get("baseline") is not None for line in rivals):
+        elif any(line.against.get("baseline") is not None for line in inside):
             text += "; one seed says nothing of chance"
         found.append(f"{text}.")
     return found

@@ -7,11 +7,12 @@ from typing import Any
 from rlprune.config import suggestion
 from rlprune.errors import UserError
 from rlprune.report.collect import FINISHED, RUNNING, UNREADABLE, Run, find_runs
+from rlprune.report.columns import Column, choose_columns
 from rlprune.report.comparison import Line, make_lines
 from rlprune.report.findings import averaged, confounded, findings, origins
 from rlprune.report.gallery import Plot, plan_plots
 from rlprune.report.networks import FINAL, Network, group_setting, networks_of, plain, value_of
-from rlprune.report.table import Column, Table, choose_columns, make_table
+from rlprune.report.table import Table, make_table
 
 
 @dataclass(frozen=True)
