@@ -913,6 +913,13 @@ def test_the_command_prints_its_table_and_says_where_the_page_is(rlprune):
     assert (code, "mcq" in out, "uniform" in out) == (0, True, False)
 
 
+def test_a_report_needs_no_torch():
+    """Which takes longer to import than a table to make."""
+    write_run("a")
+    code = "import sys; from rlprune import cli; code = cli.main(['report']); sys.exit(code or 7 * ('torch' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
 def test_a_reader_that_has_seen_enough_is_no_error():
     """As in `rlprune report | head`; the files are written."""
     write_run("a")

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from rlprune.files import write_json, write_text
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 1  # of result.json; it rises when what an older version reads changes its meaning
 PACKAGES = ("rlprune", "torch", "torchvision", "hydra-core", "numpy")
@@ -117,8 +119,10 @@ def write_episodes(run_dir: Path, history: History) -> None:
         write_text(run_dir / "episodes.csv", pd.DataFrame(history.episodes).to_csv(index=False))
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: "torch.device") -> dict[str, Any]:
     """Versions, device and peak memory, for result.json."""
+    import torch  # not above: a report reads these files without it
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},

@@ -1,12 +1,14 @@
 """Tables for people: percent, millions, and the uncertainty beside each accuracy."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from rlprune.graph import ChannelGraph, Verdict
-from rlprune.results.record import Row
+if TYPE_CHECKING:  # a report needs no torch
+    from rlprune.graph import ChannelGraph, Verdict
+    from rlprune.results.record import Row
 
 CONTROL = "dense + same recovery epochs"
 """The dense network trained for as long as the pruned one recovered: what pruning is fairly compared with."""
@@ -14,7 +16,7 @@ JOINT = "jointly trained"
 """What joint training has come to before anything is removed."""
 
 
-def run_table(rows: Sequence[Row]) -> pd.DataFrame:
+def run_table(rows: "Sequence[Row]") -> pd.DataFrame:
     """The table that ends a run; Δ is taken to the first row, and to the control if there is one."""
     dense = rows[0]
     control = next((row for row in rows if row.name == CONTROL), None)
@@ -40,7 +42,7 @@ def run_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def group_table(graph: ChannelGraph, verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
+def group_table(graph: "ChannelGraph", verdicts: "Mapping[str, Verdict]") -> pd.DataFrame:
     """What can be removed: a row a group, with the verdict of its check if there was one."""
     lines = []
     for index, group in enumerate(graph.groups):
@@ -61,7 +63,7 @@ def group_table(graph: ChannelGraph, verdicts: Mapping[str, Verdict]) -> pd.Data
     return pd.DataFrame(lines)
 
 
-def frozen_table(graph: ChannelGraph) -> pd.DataFrame:
+def frozen_table(graph: "ChannelGraph") -> pd.DataFrame:
     """What is left alone, and why."""
     return pd.DataFrame([{"kept layer": frozen.layer, "channels": frozen.channels, "reason": frozen.reason} for frozen in graph.frozen])
 
