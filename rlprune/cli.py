@@ -59,6 +59,7 @@ def run(command: str, arguments: list[str]) -> int:
     sys.argv = [f"rlprune {command}", *options_first(arguments)]
     try:
         import_module(f"rlprune.commands.{command}").main()
+        sys.stdout.flush()  # here, where it can be told that nobody reads any more
     except UserError as error:
         return _fail(command, str(error))
     except KeyboardInterrupt:

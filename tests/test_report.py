@@ -920,8 +920,10 @@ def test_a_report_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, unbuffered):
     """As in `rlprune report | head`; the files are written."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     write_run("a")
     line = [sys.executable, "-c", "from rlprune.cli import entry; entry()", "report", "plots=false"]
     read, write = os.pipe()
