@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from rlprune.errors import UserError
 from rlprune.files import write_atomically
+from rlprune.results.plots import COLOURS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 STYLES = ("-", "--", ":", "-.")
 
 

@@ -490,7 +490,7 @@ def test_columns_rows_and_order_are_chosen():
     assert cells[2:] == ["2.00×", "50.0", "2.0", "a processor, 2 threads"]
     assert report.table.heads == {}
     for key, value, words in (
-        ("columns", ["topp1"], "columns: topp1 is none (did you mean top1?)"),
+        ("columns", ["topp1"], "columns: topp1 is no column (did you mean top1?)"),
         ("sort", ["-nope"], "sort: -nope is no column"),
         ("rows", ["agent.nope"], "rows: no run has agent.nope"),
         ("rows", ["agent"], None),
@@ -877,7 +877,7 @@ def test_the_pareto_front_is_what_nothing_beats():
         (("sort=[{a: 1}]",), "sort=[{'a': 1}]: must be a list of names"),
         (("select={agent: amc}",), "select.agent=amc: no run has it; there are mcq"),
         (("rowz=[a]",), "rowz: no such key (did you mean rows?)"),
-        (("columns=[network,oops]",), "columns: oops is none"),
+        (("columns=[network,oops]",), "columns: oops is no column"),
     ],
 )
 def test_bad_input_is_one_line(rlprune, line, words):

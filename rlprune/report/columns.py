@@ -199,7 +199,7 @@ def choose_columns(names: Sequence[str], rows: Sequence[str], baseline: str) -> 
         raise UserError(f"columns=[]: name one at least; there are {', '.join(known)}")
     for name in names:
         if name not in known:
-            raise UserError(f"columns: {name} is none{suggestion(name, known)}; there are {', '.join(known)}")
+            raise UserError(f"columns: {name} is no column{suggestion(name, known)}; there are {', '.join(known)}")
     chosen = []
     for name in names:
         column = known[name] if name not in SEARCHES else _of_searches(known[name])

@@ -1,7 +1,6 @@
 """The plots of a report. Every figure is drawn for a width in inches, so that a page has one for desktops and one for phones.
 
-Agents keep their colour and marker in all figures of a report: Okabe and Ito's colours and three of Tol's, which the colour-blind tell
-apart, with markers that repeat behind twelve names.
+Agents keep their colour and marker in all figures of a report; markers repeat behind twelve names.
 """
 
 import math
@@ -15,9 +14,9 @@ import pandas as pd
 
 from rlprune.report.comparison import Line, interval
 from rlprune.report.networks import DENSE, FINAL
+from rlprune.results.plots import COLOURS
 from rlprune.results.tables import CONTROL, JOINT
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288")
 MARKERS = "osD^vPX*<>hp"
 FONT = 8  # points
 EM = 0.62  # width of a letter on average, as a share of its size

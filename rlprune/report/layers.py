@@ -9,8 +9,9 @@ import pandas as pd
 
 from rlprune.report.collect import Run
 from rlprune.report.comparison import Line
-from rlprune.report.figures import COLOURS, EM, FONT, WIDE, blank, wrapped
+from rlprune.report.figures import EM, FONT, WIDE, blank, wrapped
 from rlprune.report.networks import Network
+from rlprune.results.plots import COLOURS
 
 LABEL = 6  # points, of the names of groups
 

@@ -1,4 +1,4 @@
-"""The plots of a run. Colours and line styles that the colour-blind can tell apart (Okabe and Ito)."""
+"""The plots of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,8 @@ import pandas as pd
 from rlprune.files import write_atomically
 from rlprune.results.record import Row, StepRecord
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288")
+"""Which the colour-blind can tell apart: Okabe and Ito's, then three of Tol's."""
 Bar = tuple[str, int, int]
 """A channel group: its name, units kept, units pruned."""
 BARS_ABREAST = 40  # more are no longer read in one row of panels
