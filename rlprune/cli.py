@@ -113,6 +113,9 @@ def explain_config_error(error: Exception, command: str) -> str | None:
         names = sorted(path.stem for path in (conf_dir() / found[1]).glob("*.yaml"))
         return f"{found[1]}={found[2]}: unknown; choose one of {', '.join(names) or 'none'}"
     if found := re.search(r"Could not override '([^']+)'", text):
+        preset = next((word for word in sys.argv if word.startswith("experiment=")), None)
+        if preset is not None and not any(word.lstrip("+~").startswith(found[1]) for word in sys.argv):
+            return f"{preset}: sets {found[1]}, which rlprune {command} has not; it is a preset of another command"
         return f"{found[1]}: no such key{_nearest_key(found[1], command)}; `rlprune {command} --cfg job` shows all"
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text):
         return f"{_full_key(text) or 'a key'}={found[1]}: must be of type {found[2].lower()}"

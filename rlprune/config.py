@@ -3,10 +3,11 @@
 import dataclasses
 import difflib
 import inspect
+import json
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlprune.errors import UserError
 from rlprune.skeleton import EvaluateConfig, InspectConfig, PruneConfig, ReportConfig, SensitivityConfig, TrainConfig, check_ranges
+
+GRID_SWEEPER = "hydra_plugins.rlprune_grid.GridSweeper"  # Hydra takes plug-ins from packages of this name alone
 
 
 def conf_dir() -> Path:
@@ -37,6 +40,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("folder", _folder, replace=True)
     OmegaConf.register_new_resolver("unless", _unless, replace=True)
     OmegaConf.register_new_resolver("when", _when, replace=True)
+    OmegaConf.register_new_resolver("steps_for", _steps_for, replace=True)
+    OmegaConf.register_new_resolver("share_kept", _share_kept, replace=True)
     store = ConfigStore.instance()
     for name, schema in (
         ("train", TrainConfig),
@@ -47,6 +52,7 @@ def register() -> None:
         ("report", ReportConfig),
     ):
         store.store(name=f"{name}_schema", node=schema)
+    store.store(group="hydra/sweeper", name="grid", node={"_target_": GRID_SWEEPER})
 
 
 def _unless(others: Mapping[str, Any], value: Any) -> Any:
@@ -57,6 +63,23 @@ def _unless(others: Mapping[str, Any], value: Any) -> Any:
 def _when(condition: bool, value: Any, otherwise: Any) -> Any:
     """A default that depends on a setting that is true or false."""
     return value if condition else otherwise
+
+
+def _steps_for(levels: Sequence[Any] | None, least: int) -> int:
+    """As few pruning steps as levels on the way allow."""
+    return max(least, 1 + len(levels or []))
+
+
+def _share_kept(run: str, size: str) -> float:
+    """Share of the dense network's MACs or parameters that a finished run has kept: for a baseline of its size."""
+    path = Path(run) / "result.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return math.ceil(1e6 * rows[-1][size] / rows[0][size]) / 1e6
+    except OSError as error:
+        raise ValueError(f"{run}: is not finished, and its {size} are asked for; finish it first, by the same line") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: is damaged; delete that run's folder and start it again") from error
 
 
 def _folder(path: str | None) -> str:

@@ -116,6 +116,7 @@ class TrainConfig(RunConfig):
 
     tracker: Any = MISSING  # what shows the run while it goes on
     like: str | None = MISSING  # run or artefact folder whose pruned architecture is trained from scratch; null: a dense network
+    grid: Any = field(default=MISSING, metadata={"plugin": False})  # of a preset: the runs that it consists of (rlprune.grid)
     equal_compute: bool = MISSING  # with like: for as many MACs as training.epochs of the dense network take, thus more epochs
     resume: str | None = MISSING  # run folder to continue; true: the newest one of this line; null or false: none
 
@@ -124,6 +125,7 @@ class TrainConfig(RunConfig):
 class PruneConfig(RunConfig):
     """`rlprune prune`."""
 
+    grid: Any = field(default=MISSING, metadata={"plugin": False})  # of a preset: the runs that it consists of (rlprune.grid)
     ignore: list[str] = MISSING  # layers to leave alone: names or regular expressions
     resume: str | None = MISSING  # run folder to continue; true: the newest one of this line; null or false: none
     tracker: Any = MISSING  # what shows the run while it goes on

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlprune.cli import explain_config_error
 from rlprune.commands.runs import RunDoneError, RunFolder, RunFolderError, heading, meant, register_folders
+from rlprune.commands.sweeper import register_sweeper
 from rlprune.config import conf_dir, register, resolve
 from rlprune.errors import UserError, explain_os_error
 from rlprune.files import write_failure
@@ -70,6 +71,7 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
 
         register()
         register_folders()
+        register_sweeper()
         return _unwrap(hydra.main(config_path=str(conf_dir().resolve()), config_name=name, version_base="1.3")(run))
 
     return decorate
@@ -78,6 +80,8 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
 def _work(task: Work, raw: DictConfig, folder: RunFolder) -> None:
     choices = {key: str(value) for key, value in HydraConfig.get().runtime.choices.items() if not key.startswith("hydra/")}
     config = resolve(raw)
+    if getattr(config, "grid", None) is not None:
+        raise UserError(f"experiment={choices.get('experiment')}: is a grid of runs; name it alone, and no hydra.mode or hydra/sweeper")
     resumable = hasattr(config, "resume")
     wish = config.resume if resumable else None
     goes_on = folder.take(OmegaConf.to_yaml(raw), heading(choices), wish, resumable=resumable)
