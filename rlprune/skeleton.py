@@ -174,7 +174,8 @@ class InspectConfig(RunConfig):
 class ReportConfig:
     """`rlprune report`."""
 
-    runs: Any = field(default=MISSING, metadata={"plugin": False})  # glob over run folders, or a list of globs
+    table: str | None = MISSING  # a paper's table or figure, or its small edition, in its own layout
+    runs: Any = field(default=MISSING, metadata={"plugin": False})  # glob over run folders, or a list of globs; null: all, or the table's
     select: Any = field(default=MISSING, metadata={"plugin": False})  # key → value, or list of values, that a run must have; null: all runs
     rows: list[str] = MISSING  # config groups, settings or seed that get a column, and lines of their own, beside model, target and agent
     average: list[str] = MISSING  # settings that may differ within a line

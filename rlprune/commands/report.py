@@ -10,28 +10,41 @@ from rlprune.skeleton import ReportConfig
 @command("report")
 def main(config: ReportConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Compare runs; print the table and write it with all else."""
-    from rlprune.report.page import write_report
+    from rlprune.commands.grids import read_grids
+    from rlprune.report.page import write_paper, write_report
+    from rlprune.report.paper import read_layout
+    from rlprune.report.paper_table import make_paper
     from rlprune.report.report import Choices, make_report
 
-    runs = config.runs if isinstance(config.runs, list) else [config.runs]
-    if not runs or not all(isinstance(glob, str) and glob for glob in runs):
+    runs = None if config.runs is None else config.runs if isinstance(config.runs, list) else [config.runs]
+    if runs is not None and (not runs or not all(isinstance(glob, str) and glob for glob in runs)):
         raise UserError(f"runs={config.runs}: must be a glob over run folders, or a list of them, such as runs='outputs/prune/*'")
     if not isinstance(config.select, dict | type(None)):
         raise UserError(f"select={config.select}: must be a mapping, such as select={{agent: [mcq, uniform]}}")
     for key in ("rows", "average", "columns", "sort"):
         if not all(isinstance(name, str) for name in getattr(config, key)):
             raise UserError(f"{key}={getattr(config, key)}: must be a list of names, such as {key}=[a,b]")
+    paper, everything = None, [f"{config.paths.outputs}/**"]
+    if config.table is not None:
+        layout = read_layout(config.table)
+        grids = read_grids(layout.runs, config.paths.outputs)
+        paper, everything = make_paper(layout, grids, runs), [str(grid.folder) for grid in grids]
+        if not paper.finished:
+            print(f"{write_paper(paper, run_dir)}\n\nwrote paper.md and paper.csv to {run_dir}; no run of it is finished")
+            return
     report = make_report(
         Choices(
-            runs=runs,
+            runs=runs or everything,
             select=config.select or {},
             rows=config.rows,
             average=config.average,
             columns=config.columns,
             sort=config.sort,
             baseline=config.baseline,
-            mixed=config.mixed,
+            mixed=config.mixed or paper is not None,
             plots=config.plots,
         )
     )
-    print(f"{write_report(report, run_dir)}\n\nwrote report.html, .md, .csv, .tex, runs.csv and {len(report.plots)} plots to {run_dir}")
+    report.paper = paper
+    files = "paper.md, paper.csv, report.html" if paper is not None else "report.html"
+    print(f"{write_report(report, run_dir)}\n\nwrote {files}, .md, .csv, .tex, runs.csv and {len(report.plots)} plots to {run_dir}")

@@ -15,6 +15,7 @@ from rlprune.files import write_atomically, write_text
 from rlprune.report.comparison import Line
 from rlprune.report.gallery import Plot
 from rlprune.report.networks import DENSE
+from rlprune.report.paper_table import Paper
 from rlprune.report.report import Report
 from rlprune.report.table import latex, markdown, numbers
 
@@ -40,13 +41,22 @@ def write_report(report: Report, folder: Path) -> str:
             report.notes.append(f"the plot {plot.name} could not be drawn ({error})")
     for plot, wide, _ in pictures:
         write_atomically(folder / "plots" / f"{plot.name}.png", lambda temporary, wide=wide: temporary.write_bytes(wide))  # type: ignore[misc]
-    text = text_of(report)
+    text = text_of(report) if report.paper is None else write_paper(report.paper, folder, report.findings)
     shown = "".join(f"\n## {_heading(plot)}\n\n![{plot.title}](plots/{plot.name}.png)\n\n{plot.caption}\n" for plot, _, _ in pictures)
-    write_text(folder / "report.md", f"# {report.title}\n\n{text}\n{shown}")
+    write_text(folder / "report.md", f"# {report.title}\n\n{text_of(report)}\n{shown}")
     write_text(folder / "report.csv", numbers(report.table, report.columns).to_csv(index=False))
     write_text(folder / "runs.csv", networks_table(report.table.lines).to_csv(index=False))
     write_text(folder / "report.tex", latex(report.table, report.title))
     write_text(folder / "report.html", page(report, pictures))
+    return text
+
+
+def write_paper(paper: Paper, folder: Path, findings: Sequence[str] = ()) -> str:
+    """Write paper.md and paper.csv, a paper's own table with the runs in it; returns what people read in a terminal."""
+    said = "".join(f"\n- {line}" for line in findings)
+    text = f"# {paper.title}\n\n{paper.text}{said}"
+    write_text(folder / "paper.md", f"{text}\n")
+    write_text(folder / "paper.csv", paper.numbers.to_csv(index=False))
     return text
 
 

@@ -12,6 +12,7 @@ from rlprune.report.comparison import Line, make_lines
 from rlprune.report.findings import averaged, confounded, findings, origins
 from rlprune.report.gallery import Plot, plan_plots
 from rlprune.report.networks import FINAL, Network, group_setting, networks_of, plain, value_of
+from rlprune.report.paper_table import Paper
 from rlprune.report.table import Table, make_table
 
 
@@ -54,6 +55,7 @@ class Report:
     open_runs: list[Run]  # not finished, or not readable
     runs: list[Run]
     plots: list[Plot] = field(default_factory=list)
+    paper: Paper | None = None  # the same runs in a paper's own table
 
     @property
     def nothing(self) -> str:

@@ -30,6 +30,7 @@ class Published:
         agent: our agent that does the same with its default settings; None where there is none.
         variant: the row's label beside the method's name.
         choices: of other groups, such as reward or criterion, that make the row what it is.
+        settings: key → value by which a paper's table finds the run that does the same, where agent and choices do not say it.
         model_settings: those that are not the shipped ones; a value of None stands for any, as the paper does not say.
         dense: top-1 of the dense network.
         top1: of the pruned one.
@@ -49,6 +50,7 @@ class Published:
     agent: str | None = None
     variant: str | None = None
     choices: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     model_settings: dict[str, Any] = field(default_factory=dict)
     dense: float | None = None
     top1: float | None = None
@@ -126,6 +128,13 @@ def _same_settings(theirs: Mapping[str, Any], defaults: Mapping[str, Any], ours:
     """Whether a run's settings are a row's; what is None in the row may be anything."""
     wanted = {key: theirs.get(key, default) for key, default in defaults.items() if key not in theirs or theirs[key] is not None}
     return all(ours.get(key, defaults[key]) == value for key, value in wanted.items())
+
+
+def found_by(entry: Published) -> dict[str, Any]:
+    """The keys and values of a run that does what a row did; empty where we have no such agent."""
+    if entry.settings or entry.agent is None:
+        return entry.settings
+    return {"agent": entry.agent, **entry.choices}
 
 
 # -- the file --------------------------------------------------------------------------------------------------------------------------
