@@ -3,7 +3,6 @@
 import json
 import math
 import runpy
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from conftest import last_line, metrics
 from torch import nn
 
@@ -561,22 +559,6 @@ def test_scripts_draw_and_tabulate_finished_runs(rlprune, monkeypatch, capsys):
     assert rows["rlal"]["Δ"] == f"{100 * (last['top1'] - control['top1']):+.2f}"
     assert rows["rlal"]["candidates"] == str(result("outputs/all/rlal")["search"]["candidates"])
     assert rows["dense + same recovery epochs"]["Δ"] == "+0.00"
-
-
-def test_a_preset_is_a_sweep_that_goes_on(rlprune):
-    line = ("prune", "experiment=rlal_ablation", "model=resnet20", "dataset=digits", "debug=smoke", "model.width=0.25", "device=cpu")
-    line += ("precision=fp32", "recovery.control=false", "agent.updates=1", "agent.episodes=2", "schedule.steps=1")
-    assert rlprune(*line)[0] == 0
-    folders = sorted(Path("outputs/rlal_ablation").glob("*/"))
-    switches = [yaml.safe_load((folder / "config.yaml").read_text())["agent"] for folder in folders]
-    found = [(agent["epoch_embeddings"], agent["soft_regularization"]) for agent in switches]
-    assert found == [(True, True), (True, False), (False, True), (False, False)]
-    before = (folders[0] / "result.json").read_text()
-    shutil.rmtree(folders[2])
-    code, out, _ = rlprune(*line)
-    assert (code, out.count("that run is done")) == (0, 3)
-    assert (folders[0] / "result.json").read_text() == before
-    assert (folders[2] / "result.json").exists()
 
 
 class StopError(BaseException):

@@ -43,6 +43,8 @@ class GridSweeper(Sweeper):
         """
         folder, name = str(self.config.hydra.sweep.dir), str(self.config.hydra.runtime.choices.experiment)
         given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        if self.config.grid is None:
+            raise UserError("grid: belongs to the preset; narrow it by its keys, such as agent=mcq")
         every = read_grid(OmegaConf.to_container(self.config.grid, resolve=False))
         cells, rest = chosen(every, given, name)
         jobs = [_job(cell, folder, rest) for cell in cells]
@@ -81,8 +83,6 @@ def chosen(cells: Sequence[Cell], given: Sequence[Override], name: str) -> tuple
     rest: list[str] = []
     for override in given:
         key = str(override.get_key_element())
-        if key == "grid":
-            raise UserError("grid: belongs to the preset; narrow it by its keys, such as agent=mcq")
         if override.is_sweep_override():
             wanted[key] = [text.strip("'\"") for text in override.sweep_string_iterator()]
         elif any(key in cell.all_values for cell in cells):

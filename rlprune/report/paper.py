@@ -152,9 +152,10 @@ def read_layout(table: str) -> Layout:
         raise UserError(
             f"table={table}: no such table{near}; choose one of {', '.join(layouts)}, or its small edition, such as {name}{SMALL}"
         )
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in layouts[name].items()}
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in layouts[name].items()}
     edition = SMALL if table.endswith(SMALL) else ""
-    return Layout(**settings | {"runs": tuple(f"{run}{edition}" for run in settings.get("runs", (name,)))})
+    settings["runs"] = tuple(f"{run}{edition}" for run in settings.get("runs", (name,)))
+    return Layout(**settings)
 
 
 def _layouts() -> dict[str, dict[str, Any]]:
