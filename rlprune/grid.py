@@ -74,7 +74,7 @@ class Cell:
             return None
         gone = f"{key}."
         values = {**{name: old for name, old in self.values.items() if not name.startswith(gone)}, key: value}
-        names = {**{name: old for name, old in self.names.items() if not name.startswith(gone)}, key: _word(key, value)}
+        names = {**{name: old for name, old in self.names.items() if not name.startswith(gone)}, key: word_of(key, value)}
         return replace(self, values=values, names=names)
 
 
@@ -138,7 +138,7 @@ def _product(axes: Any, key: str) -> Iterator[tuple[dict[str, str], dict[str, st
         if isinstance(value, Mapping):
             choices.append([(str(name), typed(item), str(word)) for word, item in value.items()])
         else:
-            choices.append([(str(name), text, _word(str(name), text)) for text in _typed_list(value)])
+            choices.append([(str(name), text, word_of(str(name), text)) for text in _typed_list(value)])
         if not choices[-1]:
             raise UserError(f"{key}.{name}: is empty; name a value")
     for combination in itertools.product(*choices):
@@ -156,8 +156,8 @@ def typed(value: Any) -> str:
     return str(value)
 
 
-def _word(key: str, value: str) -> str:
-    """A choice says its name; a setting also what it is of."""
+def word_of(key: str, value: str) -> str:
+    """How a folder's name says a value: a choice its name, a setting also what it is of."""
     return value if "." not in key and key != "seed" else f"{key.rpartition('.')[2]}-{value}"
 
 
@@ -192,7 +192,7 @@ def narrowed(cells: Sequence[Cell], wanted: Mapping[str, Sequence[str]], name: s
         if not known:
             if len(values) > 1:
                 left = [
-                    replace(cell, values={**cell.values, key: value}, names={**cell.names, key: _word(key, value)})
+                    replace(cell, values={**cell.values, key: value}, names={**cell.names, key: word_of(key, value)})
                     for cell, value in itertools.product(left, values)
                 ]
             continue

@@ -1,6 +1,7 @@
 """Every preset of a paper's table, whole but tiny: all that it promises is in the table, beside all that the paper prints."""
 
 import inspect
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import nn
 
 from rlprune.config import conf_dir, register
 from rlprune.grid import read_grid
-from rlprune.report.paper import read_layout
+from rlprune.report.paper import KINDS, read_layout, table_names
+from rlprune.report.paper_table import HEADINGS
 from rlprune.results.published import read_published
 
 PRESETS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml") if "_table" in path.stem or "_fig" in path.stem)
@@ -146,3 +148,126 @@ def check_table(table, out, cells):
     if layout.kind == "list":
         rows = {(line.split("|")[1].strip(), line.split("|")[2].strip()) for line in out.splitlines() if "| here " in line}
         assert len(rows) >= len({on_digits(cell.name) for cell in cells})
+
+
+@pytest.mark.usefixtures("_small")
+def test_holes_are_shown_with_their_errors(rlprune):
+    code, _, err = rlprune(*started("rlal_table1_small"), "agent=uniform,mcq", "recovery.final_epochs=1", "search.samples=1000")
+    assert code == 0, err.splitlines()[-1]
+    failing = ("seed=1", "agent=uniform", "schedule.min_keep=20")  # nothing may go
+    assert rlprune(*started("rlal_table1_small"), *failing)[0] == 2
+    code, out, err = rlprune("report", "table=rlal_table1_small", "plots=false")
+    assert (code, "Traceback" in err) == (0, False)
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:4]): line for line in out.splitlines() if "| here " in line}
+    assert rows["resnet56", "uniform", "here"].rstrip(" |").endswith("1 of 3")
+    assert rows["resnet56", "rlal", "here"].rstrip(" |").endswith("0 of 3")
+    assert rows["resnet56", "rlal", "here"].count("—") == 4
+    assert ("resnet56", "mcq", "here") in rows  # an agent that the paper's table has not
+    assert "- resnet56_uniform_seed-1: failed: schedule: nothing may go; lower schedule.min_keep" in out
+    assert "not run: resnet56_rlal_seed-0, resnet56_rlal_seed-1, resnet56_rlal_seed-2," in out
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_grid_of_which_nothing_ended_well_is_a_table_of_holes(rlprune):
+    assert rlprune(*started("rlpruner_table3_small"), "schedule.min_keep=20")[0] == 2
+    code, out, _ = rlprune("report", "table=rlpruner_table3_small")
+    assert code == 0
+    assert "— " in out
+    assert "failed: schedule: nothing may go" in out
+    assert "no run of it is finished" in out
+    assert "73.46" in out  # what the paper prints is there all the same
+
+
+@pytest.mark.usefixtures("_small")
+def test_seeds_make_a_mean_and_published_rows_stand_above_what_does_the_same(rlprune):
+    line = ("agent=mcq,uniform", "model=vgg19", "seed=0,1")
+    code, _, err = rlprune(*[word for word in started("rlpruner_table2_small") if not word.startswith("seed")], *line)
+    assert code == 0, err.splitlines()[-1]
+    code, out, _ = rlprune("report", "table=rlpruner_table2_small", "plots=false")
+    assert code == 0
+    numbers = pd.read_csv(next(Path("outputs/report").glob("*/paper.csv"))).set_index(["block", "row", "source", "level", "number"])
+    found = [
+        json.loads((Path("outputs/rlpruner_table2_small") / f"vgg19_digits_mcq_seed-{seed}/result.json").read_text()) for seed in (0, 1)
+    ]
+    at_half = [next(row for row in result["rows"][::-1] if row["level"] == 0.5) for result in found]
+    line = numbers.loc["vgg19", "mcq", "here", 50, "top1"]
+    assert line["mean"] == pytest.approx(100 * sum(row["top1"] for row in at_half) / 2)
+    assert line["n"] == 2
+    gone = [100 * (1 - row["macs"] / result["rows"][0]["macs"]) for row, result in zip(at_half, found, strict=True)]
+    assert numbers.loc["vgg19", "mcq", "here", 50, "macs"]["mean"] == pytest.approx(sum(gone) / 2)
+    rows = [line.split("|")[2].strip() for line in out.splitlines() if line.startswith("| vgg19")]
+    assert rows.index("mcq") == rows.index("RL-Pruner [2]") + 1
+    assert rows.index("depgraph") == rows.index("DepGraph [1]") + 1
+    assert "vgg19 (width=0.125) on digits" in out  # which is said, as it is not the paper's
+
+
+def test_individual_layers_beside_the_entire_network(rlprune, monkeypatch):
+    for name in ("plot_accuracy", "plot_layers", "plot_channels", "plot_episodes"):
+        monkeypatch.setattr(f"rlprune.results.finish.{name}", lambda *_: None)
+    small = ("dataset=digits", "dataset.limit=40", "model.width=0.0625", "agent.updates=1", "agent.samples=2", "recovery=none")
+    code, _, err = rlprune("prune", "experiment=rlp_fig1_small", *SMOKE, *small, "schedule.steps=1")
+    assert code == 0, err.splitlines()[-1]
+    code, out, _ = rlprune("report", "table=rlp_fig1_small", "plots=false")
+    assert code == 0
+    check_table("rlp_fig1_small", out.replace("one by one", "layer=" + " layer=".join(layers())), [])
+    lines = [line for line in out.splitlines() if line.startswith("| vgg16")]
+    assert [line.split("|")[2].strip().split("+")[0] for line in lines][:13] == layers()
+    assert not any("—" in line for line in lines[:13])
+
+
+def layers():
+    return [cell.all_values["agent.layer"] for cell in cells_of("rlp_fig1_small") if "agent.layer" in cell.all_values]
+
+
+# -- layouts ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_layout_has_its_presets_and_its_rows():
+    sources = {entry.source for entry in read_published()}
+    for name in table_names():
+        for table in (name, f"{name}_small"):
+            layout = read_layout(table)
+            assert layout.kind in KINDS
+            assert set(layout.runs) <= set(PRESETS)
+            assert set(layout.published) <= sources
+            assert set(layout.cells) <= set(HEADINGS)
+            assert (layout.kind == "levels") <= bool(layout.levels)
+            assert (Path(__file__).parent.parent / "scripts" / f"{name}.sh").is_file()
+    assert {name.removesuffix("_small").removesuffix("_scratch") for name in PRESETS} == set(table_names())
+    assert {source for source in sources if "Table" in source} == {
+        source for name in table_names() for source in read_layout(name).published
+    }
+
+
+def test_levels_of_a_preset_are_the_columns_of_its_table():
+    for name in PRESETS:
+        layout = read_layout(name.replace("_scratch", ""))
+        if layout.kind == "levels" or name.startswith("rlpruner_table4_small"):
+            schedule = composed(name).schedule
+            assert [*(100 * level for level in schedule.save_at), 100 * schedule.sparsity] == pytest.approx(list(layout.levels))
+
+
+def test_what_the_paper_misprints_is_marked():
+    notes = [(entry.source, entry.method, entry.note) for entry in read_published() if (entry.note or "").startswith("anomaly")]
+    assert {source for source, *_ in notes} >= {"RL-Pruner, Table 2", "RL-Pruner, Table 3", "RLAL, Table 1", "FPRL, Table 2"}
+    assert ("RLAL, Table 1", "HRank", "anomaly: the paper prints a delta of -0.09") in notes
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("table=rlpruner_table9",), "table=rlpruner_table9: no such table (did you mean rlpruner_table4?)"),
+        (("table=rlpruner_table2_smal",), "did you mean rlpruner_table2_small?"),
+        (("table=",), "table=: no such table"),
+    ],
+)
+def test_a_table_that_is_none(rlprune, line, message):
+    code, _, err = rlprune("report", *line)
+    assert (code, message in err, "Traceback" in err) == (2, True, False), err
+
+
+def test_runs_of_another_kind_do_not_disturb_a_table(rlprune):
+    Path("outputs/rlal_table3/odd").mkdir(parents=True)
+    (Path("outputs/rlal_table3/odd") / "result.json").write_text("{")
+    code, out, _ = rlprune("report", "table=rlal_table3")
+    assert (code, "odd: not readable" in out) == (0, True)

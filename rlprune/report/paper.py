@@ -10,7 +10,7 @@ import yaml
 
 from rlprune.config import conf_dir, suggestion
 from rlprune.errors import UserError
-from rlprune.grid import RUN, Cell, typed
+from rlprune.grid import RUN, Cell, typed, word_of
 from rlprune.report.collect import FINISHED, Run, find_runs, is_number
 from rlprune.results.published import Published, found_by, read_published
 
@@ -92,11 +92,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of the table: what the paper prints of a network, and rows of runs."""
+    """A part of the table: what the paper prints of a network, and rows of runs; `absent` are those of a part of which none was started."""
 
     key: tuple[str, ...]
     published: list[Published]
     rows: list[Row]
+    absent: list[Row]
 
     def ordered(self) -> list[Published | Row]:
         """Every published row with the runs that do the same behind it; then the others."""
@@ -197,13 +198,14 @@ def make_blocks(layout: Layout, grids: Sequence[Grid], patterns: Iterable[str] |
         known.runs.append(run)
     printed = [entry for entry in read_published() if entry.source in layout.published]
     keys = dict.fromkeys([*(_block(layout, _facts_of(entry)) for entry in printed), *(row.block for row in rows.values())])
-    blocks = [
-        Block(
-            key, [entry for entry in printed if _block(layout, _facts_of(entry)) == key], [row for row in rows.values() if row.block == key]
-        )
-        for key in keys
-    ]
-    return blocks, runs
+    models = list(dict.fromkeys(key[0] for key in keys))
+    blocks = []
+    for key in sorted(keys, key=lambda key: models.index(key[0])):  # a network's data sets beside each other
+        own = [row for row in rows.values() if row.block == key]
+        shown = own if any(row.runs for row in own) else []
+        entries = [entry for entry in printed if _block(layout, _facts_of(entry)) == key]
+        blocks.append(Block(key, entries, shown, [] if shown else own))
+    return [block for block in blocks if block.published or block.rows] or blocks, runs
 
 
 def _row(rows: dict[tuple[Any, ...], Row], block: tuple[str, ...], pattern: Mapping[str, str]) -> Row:
@@ -225,8 +227,9 @@ def _pattern(cell: Cell) -> dict[str, str]:
 
 def _pattern_of(run: Run, patterns: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
     """The most telling pattern that a run has; its agent alone where none fits."""
-    facts = _facts(run)
-    fitting = [pattern for pattern in patterns if all(same(facts.get(key), value) for key, value in pattern.items())]
+    facts, name = _facts(run), f"_{run.folder.name}_"
+    fits = lambda key, value: same(facts[key], value) if key in facts else f"_{word_of(key, value)}_" in name  # noqa: E731
+    fitting = [pattern for pattern in patterns if all(fits(key, value) for key, value in pattern.items())]
     return max(fitting, key=len) if fitting else {key: facts[key] for key in ("agent", "trained") if key in facts}
 
 

@@ -281,9 +281,9 @@ def _seeds(row: Row) -> str:
 def _compared(blocks: Sequence[Block]) -> list[str]:
     """On which network and data each part was measured, and whether they are the paper's."""
     found = []
+    printed = {(entry.model, entry.dataset) for block in blocks for entry in block.published}
     for block in blocks:
         networks = [network for row in block.rows for run in row.finished for network in networks_of(run) if network.kind == FINAL]
-        printed = {(entry.model, entry.dataset) for entry in block.published}
         by_label: dict[str, list[Network]] = {}
         for network in networks:
             by_label.setdefault(f"{network.model} on {network.data}", []).append(network)
@@ -301,7 +301,7 @@ def _runs(networks: Sequence[Network]) -> list[Run]:
 
 def _holes(blocks: Sequence[Block]) -> list[str]:
     """Runs that failed, with their words, and those that are missing."""
-    rows = [row for block in blocks for row in block.rows]
+    rows = [row for block in blocks for row in (*block.rows, *block.absent)]
     found = [f"{run.folder.name}: {run.state}: {run.why}" for row in rows for run in row.runs if run.state != FINISHED]
     missing: list[str] = []
     for row in rows:
