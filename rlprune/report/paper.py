@@ -187,11 +187,10 @@ def make_blocks(layout: Layout, grids: Sequence[Grid], patterns: Iterable[str] |
             row.expected[values.get("seed", "")] = cell.name
             by_name[f"{grid.name}/{cell.name}"] = row
     runs = find_runs(patterns if patterns is not None else [str(grid.folder) for grid in grids])
-    own = {grid.name for grid in grids}
     for run in runs:
         if run.command == "sensitivity":
             continue
-        known = by_name.get(f"{run.folder.parent.name}/{run.folder.name}") if run.folder.parent.name in own else None
+        known = by_name.get(f"{run.folder.parent.name}/{run.folder.name}")
         if known is None or run.choices:
             pattern = known.pattern if known is not None else _pattern_of(run, [row.pattern for row in rows.values()])
             known = _row(rows, _block(layout, _facts(run)), pattern)
@@ -202,10 +201,10 @@ def make_blocks(layout: Layout, grids: Sequence[Grid], patterns: Iterable[str] |
     blocks = []
     for key in sorted(keys, key=lambda key: models.index(key[0])):  # a network's data sets beside each other
         own = [row for row in rows.values() if row.block == key]
-        shown = own if any(row.runs for row in own) else []
+        begun = any(row.runs for row in own)
         entries = [entry for entry in printed if _block(layout, _facts_of(entry)) == key]
-        blocks.append(Block(key, entries, shown, [] if shown else own))
-    return [block for block in blocks if block.published or block.rows] or blocks, runs
+        blocks.append(Block(key, entries, own if begun else [], [] if begun else own))
+    return blocks, runs
 
 
 def _row(rows: dict[tuple[Any, ...], Row], block: tuple[str, ...], pattern: Mapping[str, str]) -> Row:

@@ -66,7 +66,8 @@ def make_paper(layout: Layout, grids: Sequence[Grid], patterns: Iterable[str] | 
     draw(sheet)
     notes = [*sheet.marks, *_compared(blocks), *_holes(blocks), *_made(runs)]
     columns = ["block", "row", "source", "level", "number", "mean", "std", "n"]
-    table, numbers = pd.DataFrame(sheet.lines).fillna(""), pd.DataFrame(sheet.numbers, columns=columns)
+    lines = sheet.lines or [{"network": ", ".join(block.key), "row": HOLE} for block in blocks]  # nothing was begun, and nothing is printed
+    table, numbers = pd.DataFrame(lines).fillna(""), pd.DataFrame(sheet.numbers, columns=columns)
     return Paper(layout.title, table, numbers, notes, sum(run.state == FINISHED for run in runs))
 
 
@@ -228,7 +229,7 @@ def _layers(sheet: _Sheet) -> None:
                 for group, share in _removed(run).items():
                     if single is None or _same_layer(group, single):
                         shares.setdefault(group, {}).setdefault(label, []).append(100 * share)
-        for group in shares or {HOLE: {}}:
+        for group in shares or ({HOLE: {}} if block.rows else {}):
             values = shares.get(group, {})
             cells = {label: sheet.cell((", ".join(block.key), label, HERE), group, "channels", values.get(label, [])) for label in columns}
             sheet.lines.append({"network": ", ".join(block.key), "layer": group, **cells})
