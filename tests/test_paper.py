@@ -2,21 +2,23 @@
 
 import inspect
 import json
+import math
 import re
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 
 from rlprune.config import conf_dir, register
 from rlprune.grid import read_grid
-from rlprune.report.paper import KINDS, read_layout, table_names
+from rlprune.report.paper import KINDS, printed_numbers, read_layout, table_names
 from rlprune.report.paper_table import HEADINGS
 from rlprune.results.published import read_published
 
@@ -90,15 +92,13 @@ def started(name):
 
 def pictures(root):
     """Three classes of eight pictures a split, in folders as ImageNet has them."""
-    from torchvision.io import write_png
-
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     for split in ("train", "val"):
         for label in ("ant", "bee", "cat"):
             folder = root / split / label
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(24 if split == "train" else 8):
-                write_png(torch.randint(0, 255, (3, 16, 16), generator=generator, dtype=torch.uint8), str(folder / f"{number}.png"))
+                Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
 
 
 # -- the whole of it -------------------------------------------------------------------------------------------------------------------
@@ -115,6 +115,12 @@ def test_a_preset_runs_whole_and_its_table_holds_all_of_it(rlprune, name):
     cells = [cell for cell in cells_of(name) if cell.all_values["seed"] == "0"]
     found = {path.parent.name for path in Path("outputs", name).glob("*/result.json")}
     assert found == {on_digits(cell.name) for cell in cells}
+    if "rlpruner_fig1" in name:
+        runs = f"outputs/{name}"
+        assert (
+            rlprune("sensitivity", f"run={runs}/mcq_seed-0", f"paths.run={runs}/sensitivity_mcq_seed-0", "debug=smoke", "device=cpu")[0]
+            == 0
+        )
     table = name.replace("_scratch", "")
     code, out, err = rlprune("report", f"table={table}", "plots=false")
     assert code == 0, err.splitlines()[-1]
@@ -132,19 +138,25 @@ def check_table(table, out, cells):
     assert "failed" not in text
     assert set(here["n"]) <= {1} or layout.kind in ("layers", "sensitivity")
     for key, value in {item for cell in cells for item in cell.all_values.items()}:  # every value of every axis
-        if key in ("seed", "dataset", "like", "agent.run"):
+        if key in ("seed", "dataset", "like", "agent.run") or layout.kind == "sensitivity":
             continue
         word = value if "." not in key or key == "model.name" else f"{key.rpartition('.')[2]}={value}"
         assert any(word in line for line in out.splitlines() if line.startswith("|")), (key, value)
     printed = [entry for entry in read_published() if entry.source in layout.published]
     assert bool(printed) == bool(layout.published)
     paper = numbers[numbers["source"] == "paper"]
-    for entry in printed:  # every published row
-        lines = [line for line in out.splitlines() if line.startswith("|") and "| paper " in line]
-        assert any(f"{entry.top1 if entry.top1 is not None else entry.delta:.2f}".replace("-", "−") in line for line in lines), entry
+    for entry in printed:  # every published row, with every number
+        wanted = {name: printed_numbers(entry)[name] for name in layout.cells or ("top1",) if not math.isnan(printed_numbers(entry)[name])}
+        own = paper[paper["row"].str.startswith(entry.method)]
+        own = own[own["level"] == entry.sparsity] if layout.levels else own
+        texts = [[f"{line.mean:.2f}" for line in own[own["number"] == name].itertuples()] for name in wanted]
+        assert all(f"{value:.2f}" in found for value, found in zip(wanted.values(), texts, strict=True)), entry
     if layout.kind in ("levels", "scratch"):
         assert set(paper["level"].astype(float)) == set(layout.levels) == {float(level) for level in here["level"]}
         assert len(paper[paper["number"] == "top1"]) == len(printed)
+    if layout.kind == "sensitivity":
+        assert set(numbers["number"]) == {"dense", "pruned"}
+        assert set(numbers["row"]) == {"features.0", "features.4"}
     if layout.kind == "list":
         rows = {(line.split("|")[1].strip(), line.split("|")[2].strip()) for line in out.splitlines() if "| here " in line}
         assert len(rows) >= len({on_digits(cell.name) for cell in cells})
