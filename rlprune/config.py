@@ -65,9 +65,11 @@ def _when(condition: bool, value: Any, otherwise: Any) -> Any:
     return value if condition else otherwise
 
 
-def _steps_for(levels: Sequence[Any] | None, least: int) -> int:
-    """As few pruning steps as levels on the way allow."""
-    return max(least, 1 + len(levels or []))
+def _steps_for(levels: Sequence[float] | None, sparsity: float | None, least: int) -> int:
+    """As few pruning steps as give every level on the way to a sparsity a step of its own."""
+    shares = [level / (sparsity or 1.0) for level in levels or []]
+    apart = (steps for steps in range(least, 1000) if len({steps, *(max(1, round(share * steps)) for share in shares)}) == 1 + len(shares))
+    return next(apart, least)
 
 
 def _share_kept(run: str, size: str) -> float:

@@ -147,7 +147,7 @@ def check_table(table, out, cells):
     paper = numbers[numbers["source"] == "paper"]
     for entry in printed:  # every published row, with every number
         wanted = {name: printed_numbers(entry)[name] for name in layout.cells or ("top1",) if not math.isnan(printed_numbers(entry)[name])}
-        own = paper[paper["row"].str.startswith(entry.method)]
+        own = paper[paper["row"].str.contains(entry.method, regex=False)]
         own = own[own["level"] == entry.sparsity] if layout.levels else own
         texts = [[f"{line.mean:.2f}" for line in own[own["number"] == name].itertuples()] for name in wanted]
         assert all(f"{value:.2f}" in found for value, found in zip(wanted.values(), texts, strict=True)), entry

@@ -198,7 +198,9 @@ def _scratch(sheet: _Sheet) -> None:
 def _scratch_line(
     sheet: _Sheet, block: Block, where: tuple[str, str, str], level: float, both: Sequence[Sequence[float]], seeds: str
 ) -> dict[str, str]:
-    compressed, trained = (sheet.cell(where, level, "top1", values) for values in both)
+    block_, row, source = where
+    rows = (row, f"{row}, {TRAINED[1]}")
+    compressed, trained = (sheet.cell((block_, name, source), level, "top1", values) for name, values in zip(rows, both, strict=True))
     lead = [float(np.mean(both[0])) - float(np.mean(both[1]))] if all(both) else []
     return {
         "network": ", ".join(block.key), "channels removed": f"{level:g} %", "row": where[1], "source": where[2],
@@ -212,7 +214,7 @@ def _is(row: Row, agent: str, how: str) -> bool:
 
 def _like_level(run: Run, level: float) -> bool:
     """Whether a training took the architecture that a run had saved at a level."""
-    return abs(100 * float((run.result.get("like_row") or run.result["rows"][-1])["sparsity"]) - level) <= NEAR
+    return abs(100 * float(run.result["rows"][-1]["sparsity"]) - level) <= NEAR
 
 
 def _layers(sheet: _Sheet) -> None:
