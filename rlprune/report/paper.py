@@ -13,6 +13,7 @@ from rlprune.errors import UserError
 from rlprune.grid import RUN, Cell, typed, word_of
 from rlprune.report.collect import FINISHED, Run, find_runs, is_number
 from rlprune.results.published import Published, found_by, read_published
+from rlprune.results.tables import CONTROL
 
 SMALL = "_small"  # what the name of a preset's edition for CPUs ends in
 NOT_ROWS = ("seed", "model", "model.name", "dataset", "like")  # keys of a grid that make no row: they say which network, or which seed
@@ -67,7 +68,7 @@ class Row:
     Args:
         block: which network, as the paper's table is divided.
         pattern: key → value of the grid, without network and seed.
-        expected: seed → folder name, of the grid.
+        expected: folder name → seed, of the grid.
         runs: that are there, finished or not.
     """
 
@@ -184,7 +185,7 @@ def make_blocks(layout: Layout, grids: Sequence[Grid], patterns: Iterable[str] |
         for cell in grid.cells:
             values = {**grid.choices, **cell.all_values}
             row = _row(rows, _block(layout, values), _pattern(cell))
-            row.expected[values.get("seed", "")] = cell.name
+            row.expected[cell.name] = values.get("seed", "")
             by_name[f"{grid.name}/{cell.name}"] = row
     runs = find_runs(patterns if patterns is not None else [str(grid.folder) for grid in grids])
     for run in runs:
@@ -273,6 +274,12 @@ def _numbers(run: Run, row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict
         "candidates": _number((run.result.get("search") or {}).get("candidates")),
         "reward": math.nan if rewards is None or not len(rewards) else float(rewards.iloc[-1]),
     }  # fmt: skip
+
+
+def control_of(run: Run) -> dict[str, float] | None:
+    """The dense network that trained on for as long as the pruned one recovered; None where the run has not trained it."""
+    rows = run.result["rows"]
+    return next((_numbers(run, row, rows[0]) for row in rows if row["name"] == CONTROL), None)
 
 
 def printed_numbers(entry: Published) -> dict[str, float]:

@@ -10,9 +10,9 @@ import pandas as pd
 
 from rlprune.report.collect import FINISHED, Run
 from rlprune.report.networks import FINAL, Network, networks_of
-from rlprune.report.paper import TRAINED, Block, Grid, Layout, Row, make_blocks, numbers_of, printed_numbers
+from rlprune.report.paper import TRAINED, Block, Grid, Layout, Row, control_of, make_blocks, numbers_of, printed_numbers
 from rlprune.results.published import Published
-from rlprune.results.tables import to_markdown
+from rlprune.results.tables import CONTROL, to_markdown
 
 PAPER, HERE, HOLE = "paper", "here", "—"
 NEAR = 0.51  # percent of channels between a level that was asked for and one that was saved
@@ -134,6 +134,12 @@ def _levels(sheet: _Sheet) -> None:
                 if len(notes) > 1:  # of some levels alone
                     cells = {key: sheet.marked(text, _note_at(alike, key)) for key, text in cells.items()}
                 sheet.add(block, sheet.marked(label, alike[0].note) if len(notes) == 1 else label, PAPER, cells)
+        if controls := _controls(block):
+            where = (", ".join(block.key), CONTROL, HERE)
+            cells = {_percent(level): HOLE for level in sheet.layout.levels}
+            last = sheet.layout.levels[-1]  # for as many epochs as that one has recovered
+            cells[_percent(last)] = sheet.cell(where, last, "top1", [numbers["top1"] for numbers in controls])
+            sheet.add(block, CONTROL, HERE, cells, str(len(controls)))
 
 
 def _level_cells(sheet: _Sheet, block: Block, label: str, source: str, at: Mapping[float, Sequence[Mapping[str, float]]]) -> dict[str, str]:
@@ -173,6 +179,15 @@ def _list(sheet: _Sheet) -> None:
                 where = (", ".join(block.key), item.label, HERE)
                 cells = {HEADINGS[name]: sheet.cell(where, "", name, [numbers[name] for numbers in last]) for name in names}
                 sheet.add(block, item.label, HERE, cells, _seeds(item))
+        if controls := _controls(block):
+            where = (", ".join(block.key), CONTROL, HERE)
+            cells = {HEADINGS[name]: sheet.cell(where, "", name, [numbers[name] for numbers in controls]) for name in names}
+            sheet.add(block, CONTROL, HERE, cells, str(len(controls)))
+
+
+def _controls(block: Block) -> list[dict[str, float]]:
+    """Dense networks that trained on for as long: what is fair to compare with."""
+    return [numbers for row in block.rows for run in row.finished if (numbers := control_of(run)) is not None]
 
 
 def _scratch(sheet: _Sheet) -> None:
@@ -308,8 +323,9 @@ def _holes(blocks: Sequence[Block]) -> list[str]:
     found = [f"{run.folder.name}: {run.state}: {run.why}" for row in rows for run in row.runs if run.state != FINISHED]
     missing: list[str] = []
     for row in rows:
-        there, seeds = {run.folder.name for run in row.runs}, {str(run.seed) for run in row.runs}
-        missing += [folder for seed, folder in row.expected.items() if folder not in there and seed not in seeds]
+        there = {run.folder.name for run in row.runs}
+        seeds = set() if row.pattern.get("trained") else {str(run.seed) for run in row.runs}  # a seed's levels are trainings of their own
+        missing += [folder for folder, seed in row.expected.items() if folder not in there and seed not in seeds]
     if missing:
         more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
         found.append(f"not run: {', '.join(missing[:LISTED])}{more}; the preset's line again does what is missing")
