@@ -115,7 +115,8 @@ def explain_config_error(error: Exception, command: str) -> str | None:
     if found := re.search(r"Could not override '([^']+)'", text):
         preset = next((word for word in sys.argv if word.startswith("experiment=")), None)
         if preset is not None and not any(word.lstrip("+~").startswith(found[1]) for word in sys.argv):
-            return f"{preset}: sets {found[1]}, which rlprune {command} has not; it is a preset of another command"
+            other = "train" if command == "prune" else "prune"
+            return f"{preset}: sets {found[1]}, which is not there; is it a preset of rlprune {other}, or does another choice lack it?"
         return f"{found[1]}: no such key{_nearest_key(found[1], command)}; `rlprune {command} --cfg job` shows all"
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text):
         return f"{_full_key(text) or 'a key'}={found[1]}: must be of type {found[2].lower()}"

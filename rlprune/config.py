@@ -42,6 +42,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("when", _when, replace=True)
     OmegaConf.register_new_resolver("steps_for", _steps_for, replace=True)
     OmegaConf.register_new_resolver("share_kept", _share_kept, replace=True)
+    OmegaConf.register_new_resolver("candidates_of", _candidates_of, replace=True)
     store = ConfigStore.instance()
     for name, schema in (
         ("train", TrainConfig),
@@ -74,13 +75,21 @@ def _steps_for(levels: Sequence[float] | None, sparsity: float | None, least: in
 
 def _share_kept(run: str, size: str) -> float:
     """Share of the dense network's MACs or parameters that a finished run has kept: for a baseline of its size."""
+    return _told_by(run, lambda result: math.ceil(1e6 * result["rows"][-1][size] / result["rows"][0][size]) / 1e6)
+
+
+def _candidates_of(run: str) -> int:
+    """Distinct candidates that a finished run has measured: for a baseline of its cost."""
+    return _told_by(run, lambda result: int(result["search"]["candidates"]))
+
+
+def _told_by(run: str, what: Callable[[Any], Any]) -> Any:
     path = Path(run) / "result.json"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return math.ceil(1e6 * rows[-1][size] / rows[0][size]) / 1e6
+        return what(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise ValueError(f"{run}: is not finished, and its {size} are asked for; finish it first, by the same line") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{run}: is not finished, and this run follows it; finish it first, by the same line") from error
+    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
         raise ValueError(f"{path}: is damaged; delete that run's folder and start it again") from error
 
 

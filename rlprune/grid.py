@@ -35,6 +35,16 @@ class Cell:
         return {**(self.source.all_values if self.source else {}), **self.values}
 
     @property
+    def all_names(self) -> dict[str, str]:
+        """How names say its values and those of the run that it follows."""
+        return {**(self.source.all_names if self.source else {}), **self.names}
+
+    @property
+    def told(self) -> set[str]:
+        """Keys whose values it takes from the run that it follows."""
+        return {key for key, value in {**self.fixed, **self.values}.items() if RUN in value}
+
+    @property
     def name(self) -> str:
         """Of its folder: `resnet56_mcq_seed-0`."""
         words = [*self._words(("seed",), inside=False), *self._words(("seed",), inside=True)]
@@ -72,10 +82,10 @@ class Cell:
             return None if source is None else replace(self, source=source)
         if self.source is not None:
             return None
-        gone = f"{key}."
-        values = {**{name: old for name, old in self.values.items() if not name.startswith(gone)}, key: value}
-        names = {**{name: old for name, old in self.names.items() if not name.startswith(gone)}, key: word_of(key, value)}
-        return replace(self, values=values, names=names)
+        values, names, fixed = (
+            {name: old for name, old in kept.items() if not name.startswith(f"{key}.")} for kept in (self.values, self.names, self.fixed)
+        )
+        return replace(self, values=values | {key: value}, names=names | {key: word_of(key, value)}, fixed=fixed)
 
 
 def _inherited(theirs: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
@@ -113,7 +123,10 @@ def read_grid(grid: Any) -> list[Cell]:
 def _block(block: Any, key: str, before: Sequence[Cell], values: Mapping[str, str], names: Mapping[str, str]) -> Iterator[Cell]:
     if not isinstance(block, Mapping):
         raise UserError(f"{key}={block}: must be a mapping, such as {{agent: [mcq, uniform]}}")
-    fixed = {str(name): typed(value) for name, value in (block.get("with") or {}).items()}
+    for name in SPECIAL:
+        if not isinstance(block.get(name, {}), Mapping):
+            raise UserError(f"{key}.{name}={block[name]}: must be a mapping, such as {{agent: mcq}}")
+    fixed = {str(name): typed(value) for name, value in block.get("with", {}).items()}
     axes = {name: value for name, value in block.items() if name not in SPECIAL}
     followed = block.get("follows")
     if followed is None:
@@ -121,7 +134,7 @@ def _block(block: Any, key: str, before: Sequence[Cell], values: Mapping[str, st
             yield Cell({**own, **values}, {**words, **names}, fixed)
         return
     wanted = {name: _typed_list(value) for name, value in followed.items()}
-    sources = [cell for cell in before if all(cell.all_values.get(name) in allowed for name, allowed in wanted.items())]
+    sources = [cell for cell in before if all(_among(cell, name, allowed) for name, allowed in wanted.items())]
     if not sources:
         raise UserError(f"{key}.follows={followed}: no run above it has these values")
     for source in sources:
@@ -175,8 +188,9 @@ def _check_names(cells: Sequence[Cell]) -> None:
 def narrowed(cells: Sequence[Cell], wanted: Mapping[str, Sequence[str]], name: str) -> list[Cell]:
     """The runs that a line asks for.
 
-    For a key of the grid, values that it has narrow it to the runs that have them; a value that it does not have takes the place of those
-    that it has, so that a further seed, or another data set, adds runs. Of any other key, several values make several runs of each.
+    For a key of the grid, values that it has, or names of them, narrow it to the runs that have them; a value that it does not have takes
+    the place of those that it has, so that a further seed, or another data set, adds runs. Of any other key, several values make several
+    runs of each.
 
     Args:
         cells: the whole grid.
@@ -197,9 +211,10 @@ def narrowed(cells: Sequence[Cell], wanted: Mapping[str, Sequence[str]], name: s
                 ]
             continue
         found[key] = known
-        kept = [cell for cell in left if cell.all_values.get(key) in values]
+        kept = [cell for cell in left if _among(cell, key, values)]
         for value in values:
-            changed = [cell.with_value(key, value) for cell in left if value not in known and key in cell.all_values]
+            here = any(_among(cell, key, [value]) for cell in cells)
+            changed = [cell.with_value(key, value) for cell in left if not here and key in cell.all_values]
             kept += _without_repeats(cell for cell in changed if cell is not None)
         left = kept
     if not left:
@@ -207,6 +222,25 @@ def narrowed(cells: Sequence[Cell], wanted: Mapping[str, Sequence[str]], name: s
         there = "; ".join(f"{key}={','.join(values)}" for key, values in found.items())
         raise UserError(f"experiment={name}: {asked} leaves no run of its grid, which has {there}; drop one of them")
     return left
+
+
+def _among(cell: Cell, key: str, values: Sequence[str]) -> bool:
+    """Whether a run has one of these values, numbers in whatever way of writing, or one that is called so."""
+    has, name = cell.all_values.get(key), cell.all_names.get(key)
+    return has is not None and any(same(has, value) or name == value for value in values)
+
+
+def same(one: str | None, other: str | None) -> bool:
+    """Whether two values as typed mean the same: 1.0 and 1 do."""
+    return plain_value(one) == plain_value(other)
+
+
+def plain_value(text: str | None) -> str | None:
+    """Numbers in one way of writing."""
+    try:
+        return None if text is None else f"{float(text):g}"
+    except ValueError:
+        return text
 
 
 def _without_repeats(cells: Iterable[Cell]) -> list[Cell]:

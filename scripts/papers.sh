@@ -27,6 +27,8 @@ folder() { # EXPERIMENT: where its runs are
   for setting in ${settings[@]+"${settings[@]}"}; do
     [[ $setting == paths.outputs=* ]] && outputs=${setting#*=}
   done
+  outputs=${outputs#[\"\']} # quotes are Hydra's
+  outputs=${outputs%[\"\']}
   echo "$outputs/$1$edition"
 }
 

@@ -4,5 +4,6 @@
 source "$(dirname "$0")/papers.sh"
 runs=$(folder rlp_fig1)
 run prune rlp_fig1
-python "$(dirname "$0")/channels_figure.py" "$runs/channels.png" --individual "$runs"/reinforce_layer-* --entire "$runs"/reinforce_mode-entire_seed-0 || status=$?
+python "$(dirname "$0")/channels_figure.py" "$runs/channels.png" --individual "$runs"/reinforce_layer-*_seed-0 --entire "$runs"/reinforce_mode-entire_seed-0 ||
+  status=$?
 report rlp_fig1

@@ -22,7 +22,7 @@ def read_grids(names: Sequence[str], outputs: str) -> list[Grid]:
     Raises:
         UserError: an experiment is no grid.
     """
-    grids = []
+    grids: list[Grid] = []
     for name in names:
         config = None
         for command in ("prune", "train"):
@@ -36,6 +36,8 @@ def read_grids(names: Sequence[str], outputs: str) -> list[Grid]:
         choices = {group: str(config.hydra.runtime.choices[group]) for group in ("model", "dataset", "agent") if group in config}
         if "name" in config.get("model", {}):
             choices["model.name"] = str(config.model.name)
+        if command == "train" and grids:  # the architectures, and the data, are those of the runs before
+            choices = dict(grids[0].choices)
         cells = read_grid(OmegaConf.to_container(config.grid, resolve=False))
         grids.append(Grid(name, Path(str(config.hydra.sweep.dir)), cells, choices))
     return grids

@@ -62,7 +62,10 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
                 refused = explain_config_error(error, name)
                 if refused is not None:
                     _leave_failure(folder, refused)
-                    raise _Stop(UserError(refused)) from error
+                    if single:
+                        raise _Stop(UserError(refused)) from error
+                    log.error("%s: %s", folder.path, refused)
+                    raise UserError(refused) from error
                 _leave_failure(folder, f"{type(error).__name__}: {error}")
                 log.exception("this is a defect of rlprune, or of a plug-in")
                 raise

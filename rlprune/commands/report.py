@@ -26,6 +26,8 @@ def main(config: ReportConfig, run_dir: Path, choices: dict[str, str]) -> None:
             raise UserError(f"{key}={getattr(config, key)}: must be a list of names, such as {key}=[a,b]")
     paper, everything = None, [f"{config.paths.outputs}/**"]
     if config.table is not None:
+        if config.select:
+            raise UserError(f"select={config.select}: goes not with table; name the runs, runs=GLOB")
         layout = read_layout(config.table)
         grids = read_grids(layout.runs, config.paths.outputs)
         paper, everything = make_paper(layout, grids, runs), [str(grid.folder) for grid in grids]

@@ -200,5 +200,4 @@ def _difference(path: Path, config: dict[str, Any]) -> str | None:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same: not where they are, nor who watches."""
-    paths = {key: value for key, value in config["paths"].items() if key != "run"}
-    return {key: value for key, value in config.items() if key not in ("resume", "tracker")} | {"paths": paths}
+    return {key: value for key, value in config.items() if key not in ("resume", "tracker", "paths")}

@@ -3,8 +3,10 @@
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from importlib import import_module
 from importlib.resources import files
+from io import StringIO
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -43,21 +45,22 @@ class GridSweeper(Sweeper):
         """
         folder, name = str(self.config.hydra.sweep.dir), str(self.config.hydra.runtime.choices.experiment)
         given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
-        if self.config.grid is None:
-            raise UserError("grid: belongs to the preset; narrow it by its keys, such as agent=mcq")
+        if not OmegaConf.is_config(self.config.grid):
+            raise UserError(f"grid={self.config.grid}: must be the preset's own, a mapping; narrow it by its keys, such as agent=mcq")
         every = read_grid(OmegaConf.to_container(self.config.grid, resolve=False))
         cells, rest = chosen(every, given, name)
         jobs = [_job(cell, folder, rest) for cell in cells]
         self.validate_batch_is_legal(_one_of_a_kind(jobs))
         if not str(self.config.hydra.launcher._target_).endswith(".BasicLauncher"):  # it may want them all at once
             return _checked(cells, self.launcher.launch(jobs, initial_job_idx=0), len(cells))
+        tried: list[Cell] = []
         results: list[JobReturn] = []
         for number, (cell, job) in enumerate(zip(cells, jobs, strict=True)):
-            print(f"{name}: run {number + 1} of {len(cells)}, {cell.name}", file=sys.stderr)
-            results += self.launcher.launch([job], initial_job_idx=number)
-            if _hopeless(results):
-                break
-        return _checked(cells, results, len(cells))
+            if not _hopeless(cell, tried, results):
+                print(f"{name}: run {number + 1} of {len(cells)}, {cell.name}", file=sys.stderr)
+                tried.append(cell)
+                results += self.launcher.launch([job], initial_job_idx=number)
+        return _checked(tried, results, len(cells))
 
 
 def register_sweeper() -> None:
@@ -82,14 +85,14 @@ def chosen(cells: Sequence[Cell], given: Sequence[Override], name: str) -> tuple
     wanted: dict[str, list[str]] = {}
     rest: list[str] = []
     for override in given:
-        key = str(override.get_key_element())
+        key = str(override.get_key_element()).lstrip("+")
         if override.is_sweep_override():
             wanted[key] = [text.strip("'\"") for text in override.sweep_string_iterator()]
         elif any(key in cell.all_values for cell in cells):
             wanted[key] = [typed(override.value())]
         else:
             rest.append(str(override.input_line))
-    told = {line.partition("=")[0] for line in rest}
+    told = {line.partition("=")[0].lstrip("+") for line in rest}
     return [cell.without(told) for cell in narrowed(cells, wanted, name)], rest
 
 
@@ -107,35 +110,36 @@ def _quoted(value: str) -> str:
 
 def _one_of_a_kind(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """Of runs that are told the same keys and choices the first: what Hydra refuses in one it refuses in all."""
-    kinds = {tuple(word.partition("=")[0] if "." in word.partition("=")[0] else word for word in job): job for job in reversed(jobs)}
-    return list(kinds.values())
+    alike = lambda word: word if word.partition("=")[0] in ("model", "agent", "recovery", "schedule") else word.partition("=")[0]  # noqa: E731
+    return list({tuple(map(alike, job)): job for job in reversed(jobs)}.values())
 
 
 def _failure(result: JobReturn) -> Exception | None:
     try:
-        _ = result.return_value
+        with redirect_stderr(StringIO()):  # Hydra prints the whole line
+            _ = result.return_value
     except Exception as error:
         return error
     return None
 
 
-def _hopeless(results: Sequence[JobReturn]) -> bool:
-    """The first two runs failed in the same way: all would."""
-    if len(results) != 2:
-        return False
-    first, second = map(_failure, results)
-    return first is not None and second is not None and str(first) == str(second)
+def _hopeless(cell: Cell, tried: Sequence[Cell], results: Sequence[JobReturn]) -> bool:
+    """The first two runs on the same data failed in the same way: all would."""
+    data = cell.all_values.get("dataset")
+    first = [_failure(result) for other, result in zip(tried, results, strict=True) if other.all_values.get("dataset") == data][:2]
+    return len(first) == 2 and None not in first and str(first[0]) == str(first[1])
 
 
 def _checked(cells: Sequence[Cell], results: Sequence[JobReturn], asked: int) -> Sequence[JobReturn]:
     """Results; the first failure is raised, with how many there are."""
-    failures = [(cell, failure) for cell, result in zip(cells, results, strict=False) if (failure := _failure(result)) is not None]
+    failures = [(cell, failure) for cell, result in zip(cells, results, strict=True) if (failure := _failure(result)) is not None]
     if not failures:
         return results
     cell, first = failures[0]
     if not isinstance(first, UserError):
         raise first
-    if len(results) < asked:
-        raise UserError(f"the first {len(results)} of {asked} runs failed alike, the others were not started: {first}") from first
+    left, done = asked - len(results), len(results) - len(failures)
+    words = [f"{len(failures)} of {asked} runs failed", *([f"{done} are done"] if done else [])]
+    words += [f"{left} were not started, as the first two on the same data failed alike"] if left else []
     more = f"; so did {', '.join(other.name for other, _ in failures[1:])}" if len(failures) > 1 else ""
-    raise UserError(f"{len(failures)} of {asked} runs failed, the others are done; {cell.name} failed: {first}{more}") from first
+    raise UserError(f"{', '.join(words)}; {cell.name} failed: {first}{more}") from first

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import yaml
 
 from rlprune.config import conf_dir, suggestion
 from rlprune.errors import UserError
-from rlprune.grid import RUN, Cell, typed, word_of
-from rlprune.report.collect import FINISHED, Run, find_runs, is_number
+from rlprune.grid import RUN, Cell, plain_value, same, typed, word_of
+from rlprune.report.collect import FINISHED, UNREADABLE, Run, find_runs, is_number
+from rlprune.report.networks import networks_of, plain, settings_of
 from rlprune.results.published import Published, found_by, read_published
 from rlprune.results.tables import CONTROL
 
@@ -68,12 +69,16 @@ class Row:
     Args:
         block: which network, as the paper's table is divided.
         pattern: key → value of the grid, without network and seed.
+        settings: in which its runs differ from others of the same pattern.
+        told: keys whose values its runs take from those that they follow.
         expected: folder name → seed, of the grid.
         runs: that are there, finished or not.
     """
 
     block: tuple[str, ...]
     pattern: Mapping[str, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    told: frozenset[str] = frozenset()
     expected: dict[str, str] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
 
@@ -85,7 +90,8 @@ class Row:
     @property
     def label(self) -> str:
         """`mcq (reward=flops)`."""
-        more = [f"{key.rpartition('.')[2]}={value}" for key, value in self.pattern.items() if key not in ("agent", "trained")]
+        told = {**self.pattern, **self.settings}
+        more = [f"{key.rpartition('.')[2]}={value}" for key, value in told.items() if key not in ("agent", "trained")]
         name = self.pattern.get("agent", "run")
         name += ", from scratch" if self.pattern.get("trained") == TRAINED[1] else ""
         return f"{name} ({', '.join(more)})" if more else name
@@ -121,19 +127,6 @@ def _method(entry: Published) -> tuple[Any, ...]:
     return entry.method, entry.variant, tuple(found_by(entry).items())
 
 
-def same(one: str | None, other: str | None) -> bool:
-    """Whether two values as typed mean the same: 1.0 and 1 do."""
-    return plain_value(one) == plain_value(other)
-
-
-def plain_value(text: str | None) -> str | None:
-    """Numbers in one way of writing."""
-    try:
-        return None if text is None else f"{float(text):g}"
-    except ValueError:
-        return text
-
-
 # -- layouts ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -151,9 +144,7 @@ def read_layout(table: str) -> Layout:
     layouts, name = _layouts(), table.removesuffix(SMALL)
     if name not in layouts:
         near = suggestion(table, [*layouts, *(f"{known}{SMALL}" for known in layouts)])
-        raise UserError(
-            f"table={table}: no such table{near}; choose one of {', '.join(layouts)}, or its small edition, such as {name}{SMALL}"
-        )
+        raise UserError(f"table={table}: no such table{near}; choose one of {', '.join(layouts)}, each also with {SMALL} behind it")
     settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in layouts[name].items()}
     edition = SMALL if table.endswith(SMALL) else ""
     settings["runs"] = tuple(f"{run}{edition}" for run in settings.get("runs", (name,)))
@@ -171,46 +162,104 @@ def _layouts() -> dict[str, dict[str, Any]]:
 # -- rows ------------------------------------------------------------------------------------------------------------------------------
 
 
-def make_blocks(layout: Layout, grids: Sequence[Grid], patterns: Iterable[str] | None) -> tuple[list[Block], list[Run]]:
-    """The parts of a table, and all runs in it.
+def make_blocks(layout: Layout, grids: Sequence[Grid], patterns: Sequence[str] | None) -> tuple[list[Block], list[Run], list[str]]:
+    """The parts of a table, all runs in it, and what to know of runs that are in none of its rows.
 
     Args:
         layout: of the table.
         grids: whose runs it shows.
         patterns: globs over run folders; None: the grids' own folders.
+
+    Raises:
+        UserError: no run matches.
     """
     rows: dict[tuple[Any, ...], Row] = {}
     by_name: dict[str, Row] = {}
     for grid in grids:
         for cell in grid.cells:
             values = {**grid.choices, **cell.all_values}
-            row = _row(rows, _block(layout, values), _pattern(cell))
-            row.expected[cell.name] = values.get("seed", "")
+            row = _row(rows, _block(layout, values), _pattern(cell), cell.told)
+            row.expected |= {} if patterns is not None else {cell.name: values.get("seed", "")}
             by_name[f"{grid.name}/{cell.name}"] = row
-    runs = find_runs(patterns if patterns is not None else [str(grid.folder) for grid in grids])
+    found = find_runs(patterns if patterns is not None else [str(grid.folder) for grid in grids])
+    if patterns is not None and not found:
+        raise UserError(f"runs={','.join(patterns)}: no run matches; leave it out for those of experiment={grids[0].name}")
+    runs, notes = [_usable(run) for run in found], []
     for run in runs:
         if run.command == "sensitivity":
             continue
         known = by_name.get(f"{run.folder.parent.name}/{run.folder.name}")
-        if known is None or run.choices:
-            pattern = known.pattern if known is not None else _pattern_of(run, [row.pattern for row in rows.values()])
-            known = _row(rows, _block(layout, _facts(run)), pattern)
+        if known is None and not run.choices:
+            notes.append(f"{run.folder.name}: {run.state}: {run.why}")
+            continue
+        if known is None or run.state == FINISHED:
+            like = known or _like(run, list(rows.values()))
+            known = _row(rows, _block(layout, _facts(run)), like.pattern, like.told)
         known.runs.append(run)
+    shown = [part for row in rows.values() for part in _parted(row, notes)]
+    return _make_parts(layout, shown), runs, notes
+
+
+def _make_parts(layout: Layout, rows: Sequence[Row]) -> list[Block]:
     printed = [entry for entry in read_published() if entry.source in layout.published]
-    keys = dict.fromkeys([*(_block(layout, _facts_of(entry)) for entry in printed), *(row.block for row in rows.values())])
+    keys = dict.fromkeys([*(_block(layout, _facts_of(entry)) for entry in printed), *(row.block for row in rows)])
     models = list(dict.fromkeys(key[0] for key in keys))
     blocks = []
     for key in sorted(keys, key=lambda key: models.index(key[0])):  # a network's data sets beside each other
-        own = [row for row in rows.values() if row.block == key]
+        own = [row for row in rows if row.block == key]
         begun = any(row.runs for row in own)
         entries = [entry for entry in printed if _block(layout, _facts_of(entry)) == key]
         blocks.append(Block(key, entries, own if begun else [], [] if begun else own))
-    return blocks, runs
+    return blocks
 
 
-def _row(rows: dict[tuple[Any, ...], Row], block: tuple[str, ...], pattern: Mapping[str, str]) -> Row:
+def _usable(run: Run) -> Run:
+    """The run; as one that cannot be read where its result lacks what a table shows."""
+    if run.state != FINISHED:
+        again = "; delete that folder and start its line again" if run.state == UNREADABLE else ""
+        return replace(run, why=f"{run.why}{again}")
+    if run.command == "sensitivity":
+        return run
+    try:
+        numbers_of(run), control_of(run), networks_of(run)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
+        why = f"result.json lacks or garbles {error}; delete that folder and start its line again"
+        return replace(run, state=UNREADABLE, why=why, result={})
+    return run
+
+
+def _row(rows: dict[tuple[Any, ...], Row], block: tuple[str, ...], pattern: Mapping[str, str], told: Iterable[str]) -> Row:
     key = (block, tuple(sorted((name, plain_value(value)) for name, value in pattern.items())))
-    return rows.setdefault(key, Row(block, dict(pattern)))
+    return rows.setdefault(key, Row(block, dict(pattern), told=frozenset(told)))
+
+
+def _parted(row: Row, notes: list[str]) -> list[Row]:
+    """A row for every setting that its finished runs differ in, seeds apart; the same run twice counts once."""
+    told = [_settings(run, row.told) for run in row.finished]
+    keys = [key for key in dict.fromkeys(key for settings in told for key in settings) if len({s[key] for s in told if key in s}) > 1]
+    alike: dict[tuple[str | None, ...], list[Run]] = {}
+    for run, settings in zip(row.finished, told, strict=True):
+        alike.setdefault(tuple(settings.get(key) for key in keys), []).append(run)
+    if not alike:
+        return [row]
+    parts: list[Row] = []
+    for values, runs in sorted(alike.items(), key=lambda item: -sum(run.folder.name in row.expected for run in item[1])):
+        kept: dict[tuple[Any, ...], Run] = {}
+        for run in sorted(runs, key=lambda run: run.written):
+            older = kept.pop((run.seed, run.dense_seed, run.source), None)
+            notes += [] if older is None else [f"{older.folder.name} repeats {run.folder.name} and does not count a second time"]
+            kept[run.seed, run.dense_seed, run.source] = run
+        settings = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+        parts.append(Row(row.block, row.pattern, settings, row.told, {} if parts else row.expected, list(kept.values())))
+    parts[0].runs += [run for run in row.runs if run.state != FINISHED]
+    return parts
+
+
+def _settings(run: Run, told: Iterable[str]) -> dict[str, str]:
+    """What may tell runs of one row apart, but for what they take from the runs that they follow."""
+    model = {key: plain(value) for key, value in run.settings.items() if key.startswith("model.") and key != "model._target_"}
+    names = {group: run.choices[group] for group in ("model", "dataset") if group in run.choices}
+    return {key: value for key, value in (names | model | settings_of(run)).items() if key not in told and not key.startswith("run.")}
 
 
 def _block(layout: Layout, values: Mapping[str, str]) -> tuple[str, ...]:
@@ -225,19 +274,20 @@ def _pattern(cell: Cell) -> dict[str, str]:
     return {key: value for key, value in values.items() if key not in NOT_ROWS and RUN not in value}
 
 
-def _pattern_of(run: Run, patterns: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
-    """The most telling pattern that a run has; its agent alone where none fits."""
+def _like(run: Run, rows: Sequence[Row]) -> Row:
+    """The row with the most telling pattern that a run has; one of its agent alone where none fits."""
     facts, name = _facts(run), f"_{run.folder.name}_"
     fits = lambda key, value: same(facts[key], value) if key in facts else f"_{word_of(key, value)}_" in name  # noqa: E731
-    fitting = [pattern for pattern in patterns if all(fits(key, value) for key, value in pattern.items())]
-    return max(fitting, key=len) if fitting else {key: facts[key] for key in ("agent", "trained") if key in facts}
+    fitting = [row for row in rows if all(fits(key, value) for key, value in row.pattern.items())]
+    alone = Row((), {key: facts[key] for key in ("agent", "trained") if key in facts})
+    return max(fitting, key=lambda row: len(row.pattern), default=alone)
 
 
 def _facts(run: Run) -> dict[str, str]:
     """Choices and settings of a run, and those that it has taken over from the run that it follows."""
     settings = {key: typed(value) for key, value in {**run.source_settings, **run.settings}.items()}
     facts = {**settings, **run.choices}
-    if run.command == "train":
+    if run.command == "train" and run.result:
         facts |= {"agent": str(run.result.get("like_agent", "")), "trained": TRAINED[1]}
         facts["model"] = run.choices.get("model", "")
     return facts

@@ -1,7 +1,7 @@
 """A paper's table with its runs in it: as text for people, and long, a number a line, for programs."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Paper:
         return "\n\n".join([to_markdown(self.table), *(["\n".join(f"- {note}" for note in self.notes)] if self.notes else [])])
 
 
-def make_paper(layout: Layout, grids: Sequence[Grid], patterns: Iterable[str] | None) -> Paper:
+def make_paper(layout: Layout, grids: Sequence[Grid], patterns: Sequence[str] | None) -> Paper:
     """Fill a table with the runs of its grids.
 
     Args:
@@ -58,13 +58,13 @@ def make_paper(layout: Layout, grids: Sequence[Grid], patterns: Iterable[str] | 
         grids: whose runs it shows.
         patterns: globs over run folders; None: the grids' own folders.
     """
-    blocks, runs = make_blocks(layout, grids, patterns)
+    blocks, runs, strays = make_blocks(layout, grids, patterns)
     draw: Callable[[_Sheet], None] = {
         "levels": _levels, "list": _list, "scratch": _scratch, "layers": _layers, "sensitivity": lambda sheet: _sensitivity(sheet, runs),
     }[layout.kind]  # fmt: skip
     sheet = _Sheet(layout, blocks)
     draw(sheet)
-    notes = [*sheet.marks, *_compared(blocks), *_holes(blocks), *_made(runs)]
+    notes = [*sheet.marks, *_compared(blocks), *_holes(blocks), *strays, *_made(runs)]
     columns = ["block", "row", "source", "level", "number", "mean", "std", "n"]
     lines = sheet.lines or [{"network": ", ".join(block.key), "row": HOLE} for block in blocks]  # nothing was begun, and nothing is printed
     table, numbers = pd.DataFrame(lines).fillna(""), pd.DataFrame(sheet.numbers, columns=columns)
@@ -335,9 +335,6 @@ def _holes(blocks: Sequence[Block]) -> list[str]:
 def _made(runs: Sequence[Run]) -> list[str]:
     """Hardware and versions."""
     done = [run for run in runs if run.state == FINISHED]
-    devices = dict.fromkeys(str((run.result.get("environment") or run.result).get("device")) for run in done)
-    versions = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in ((run.result.get("environment") or run.result).get("versions") or {}).items())
-        for run in done
-    )
+    devices = dict.fromkeys(str(run.result.get("device")) for run in done)
+    versions = dict.fromkeys(", ".join(f"{name} {number}" for name, number in (run.result.get("versions") or {}).items()) for run in done)
     return [f"{len(done)} runs on {'; '.join(devices)}; {'; '.join(versions)}"] if done else []
