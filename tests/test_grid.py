@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.utils import JobReturn, JobStatus
 
+from rlprune.commands.sweeper import _hopeless
 from rlprune.config import conf_dir
 from rlprune.errors import UserError
 from rlprune.grid import narrowed, read_grid
@@ -57,6 +59,7 @@ def test_a_run_is_told_its_own_settings_and_those_of_the_run_that_it_follows():
             ["vgg19_cifar100_mcq_samples-64_seed-0", "vgg19_cifar100_mcq_samples-128_seed-0"],
         ),
         ({"seed": ["0"], "agent": ["like"], "criterion": ["l1"], "agent.epsilon": ["0.4"]}, [f"{NAMES[6]}_seed-0"]),
+        ({"seed": ["00"], "agent.epsilon": ["0.40"], "agent": ["mcq"]}, [f"{NAMES[3]}_seed-0"]),  # one number, however it is written
     ],
 )
 def test_a_line_narrows_a_grid_or_adds_to_it(wanted, left):
@@ -66,6 +69,35 @@ def test_a_line_narrows_a_grid_or_adds_to_it(wanted, left):
 def test_a_follower_goes_with_the_seed_of_its_run():
     (cell,) = narrowed(read_grid(GRID), {"seed": ["7"], "agent": ["like"], "criterion": ["l1"], "agent.epsilon": ["0.4"]}, "x")
     assert cell.overrides("out")["agent.run"] == "out/resnet56_cifar10_mcq_epsilon-0.4_seed-7"
+
+
+def test_another_choice_leaves_settings_of_the_former_one_behind():
+    grid = {"runs": [{"model": "vgg16", "agent": "ddpg", "with": {"model.classifier": "slim", "agent.episodes": 30, "schedule.steps": 2}}]}
+    (cell,) = narrowed(read_grid(grid), {"model": ["resnet20"]}, "x")
+    assert cell.overrides("out") == {"model": "resnet20", "agent": "ddpg", "agent.episodes": "30", "schedule.steps": "2"}
+
+
+def test_a_value_may_have_a_name():
+    cells = read_grid({"runs": [{"like": {"half": "${paths.outputs}/a/pruned-0.5", "all": "${paths.outputs}/a"}}]})
+    assert names(cells) == ["half", "all"]
+    for word in ("half", "${paths.outputs}/a/pruned-0.5"):
+        (cell,) = narrowed(cells, {"like": [word]}, "x")
+        assert cell.overrides("out") == {"like": "${paths.outputs}/a/pruned-0.5"}
+
+
+def test_where_two_fail_alike_on_some_data_other_data_is_tried():
+    def result(text):
+        found = JobReturn(status=JobStatus.FAILED if text else JobStatus.COMPLETED)
+        found.return_value = UserError(text) if text else None
+        return found
+
+    cells = read_grid({"each": {"seed": [0, 1, 2]}, "runs": [{"dataset": ["a", "b"]}]})
+    a0, b0, a1, b1, a2, _ = cells
+    tried, results = [a0, b0, a1], [result("no a"), result(""), result("no a")]
+    assert _hopeless(a2, tried, results)
+    assert not _hopeless(b1, tried, results)
+    assert not _hopeless(a2, [a0, b0, a1], [result("no a"), result(""), result("other")])
+    assert not _hopeless(a2, [b0, a0], [result(""), result("no a")])
 
 
 def test_narrowed_to_nothing():
@@ -84,6 +116,10 @@ def test_narrowed_to_nothing():
         ({"runs": [{"agent": []}]}, r"grid.runs\[0\].agent: is empty"),
         ({"runs": [{"agent": "mcq"}, {"follows": {"agent": "amc"}, "agent": "like"}]}, "no run above it has these values"),
         ({"runs": [{"agent": "mcq"}, {"agent": ["mcq", "amc"]}]}, "two runs are called mcq"),
+        ({"runs": [{"agent": "mcq", "follows": "x"}]}, r"grid.runs\[0\].follows=x: must be a mapping"),
+        ({"runs": [{"agent": "mcq", "with": 3}]}, r"grid.runs\[0\].with=3: must be a mapping"),
+        ({"runs": [{"agent": "mcq"}], "each": 3}, "grid.each=3: must be a mapping"),
+        (7, "grid=7: must have runs"),
     ],
 )
 def test_a_grid_that_is_none(grid, message):
@@ -137,18 +173,40 @@ def test_a_failed_run_does_not_stop_the_others(rlprune, preset):
     code, _, err = rlprune(*preset)
     assert code == 2
     last = [line for line in err.splitlines() if line.startswith("rlprune prune:")][-1]
-    assert last.startswith(
-        "rlprune prune: 2 of 4 runs failed, the others are done; like_run-nowhere_seed-0 failed: agent.run=nowhere: has no"
-    )
+    assert last.startswith("rlprune prune: 2 of 4 runs failed, 2 are done; like_run-nowhere_seed-0 failed: agent.run=nowhere: has no")
     assert last.endswith("so did like_run-nowhere_seed-1")
     assert "Traceback" not in err
     assert json.loads(Path("outputs/tiny/like_run-nowhere_seed-0/failed.json").read_text())["error"].startswith("agent.run=nowhere")
 
 
+def test_a_run_whose_config_cannot_be_made_does_not_stop_the_others_either(rlprune, tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "tiny.yaml").write_text(
+        "# @package _global_\ndefaults: [paper/grid, _self_]\n"
+        "grid: {runs: [{agent: global, with: {schedule.min_keep: 99}},"
+        " {follows: {agent: global}, agent: uniform, with: {budget.macs: \"${share_kept:'{run}',macs}\"}}, {agent: random_search}]}\n"
+    )
+    code, _, err = rlprune("prune", "--config-dir", tmp_path / "mine", "experiment=tiny", *TINY, "recovery=none")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("rlprune prune: 2 of 3 runs failed, 1 are done; global failed: schedule: nothing may go")
+    assert Path("outputs/tiny/random_search/result.json").exists()
+    why = json.loads(Path("outputs/tiny/global_uniform/failed.json").read_text())["error"]
+    assert why == "outputs/tiny/global: is not finished, and this run follows it; finish it first, by the same line"
+
+
+def test_the_same_folder_in_another_spelling_goes_on(rlprune, preset):
+    assert rlprune(*preset, "agent=uniform", "seed=0")[0] == 0
+    for outputs in ("./outputs", Path("outputs").absolute()):
+        code, out, _ = rlprune(*preset, "agent=uniform", "++seed=0", f"paths.outputs={outputs}")
+        assert (code, out.count("that run is done; nothing is left to do")) == (0, 1)
+    assert len(list(Path("outputs/tiny").iterdir())) == 1
+
+
 def test_where_the_first_two_fail_alike_the_others_are_not_started(rlprune, preset):
     code, _, err = rlprune(*preset, "agent=uniform", "seed=0,1,2,3", "schedule.sparsity=7")
-    last = "rlprune prune: the first 2 of 4 runs failed alike, the others were not started: schedule.sparsity=7.0: must be in (0, 1)"
-    assert (code, err.splitlines()[-1].startswith(last)) == (2, True)
+    last = "rlprune prune: 2 of 4 runs failed, 2 were not started, as the first two on the same data failed alike; uniform_seed-0 failed: "
+    assert (code, err.splitlines()[-1].startswith(f"{last}schedule.sparsity=7.0: must be in (0, 1)")) == (2, True)
     assert sorted(path.name for path in Path("outputs/tiny").iterdir()) == ["uniform_seed-0", "uniform_seed-1"]
 
 
@@ -159,9 +217,9 @@ def test_where_the_first_two_fail_alike_the_others_are_not_started(rlprune, pres
         (("prune", "experiment=rlpruner_table2", "agnet=mcq"), "agnet: no such key (did you mean agent?)"),
         (("prune", "experiment=rlpruner_table2", "agent=mqc"), "agent=mqc: unknown; choose one of"),
         (("prune", "experiment=rlpruner_table2", "hydra.mode=RUN"), "experiment=rlpruner_table2: is a grid of runs; name it alone"),
-        (("prune", "experiment=rlpruner_table2", "grid=null"), "grid: belongs to the preset; narrow it by its keys, such as agent=mcq"),
-        (("prune", "experiment=rlpruner_table4_scratch"), "sets like, which rlprune prune has not; it is a preset of another command"),
-        (("train", "experiment=rlpruner_table4"), "sets schedule, which rlprune train has not; it is a preset of another command"),
+        (("prune", "experiment=rlpruner_table2", "grid=5"), "grid=5: must be the preset's own, a mapping; narrow it by its keys"),
+        (("prune", "experiment=rlpruner_table4_scratch"), "sets like, which is not there; is it a preset of rlprune train"),
+        (("train", "experiment=rlpruner_table4"), "sets schedule, which is not there; is it a preset of rlprune prune"),
         (("prune", "experiment=rlal_table2_small", "seed=0", "agent=rlal"), "dataset.root: is missing"),
     ],
 )

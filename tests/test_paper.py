@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -231,6 +232,43 @@ def layers():
     return [cell.all_values["agent.layer"] for cell in cells_of("rlp_fig1_small") if "agent.layer" in cell.all_values]
 
 
+@pytest.fixture
+def _two(rlprune, _small):
+    """Two finished runs of a table."""
+    line = [*started("rlal_table1_small")[:-1], "schedule.steps=1", "agent=uniform", "model=resnet56"]
+    assert rlprune(*line)[0] == 0
+    assert rlprune(*line, "recovery.final_epochs=2,3")[0] == 0
+
+
+@pytest.mark.usefixtures("_two")
+def test_other_settings_are_rows_of_their_own_and_a_copy_is_no_seed(rlprune):
+    folder = Path("outputs/rlal_table1_small")
+    shutil.copytree(folder / "resnet56_uniform_seed-0", folder / "copy")
+    code, out, _ = rlprune("report", "table=rlal_table1_small", "plots=false")
+    assert code == 0
+    cells = [[cell.strip() for cell in line.split("|")] for line in out.splitlines() if "| uniform" in line]
+    assert [(row[2], row[-2]) for row in cells if row[3] == "here"] == [
+        ("uniform (final_epochs=1)", "1 of 3"),
+        ("uniform (final_epochs=2)", "1"),
+        ("uniform (final_epochs=3)", "1"),
+    ]
+    assert "repeats" in out
+
+
+@pytest.mark.usefixtures("_two")
+@pytest.mark.parametrize("change", [{"macs": 0}, {"macs": None}, {"params": "x"}, {"level": "half"}])
+def test_a_garbled_result_is_named_and_left_out(rlprune, change):
+    path = Path("outputs/rlal_table1_small/resnet56_uniform_seed-0/result.json")
+    result = json.loads(path.read_text())
+    result["rows"][-1] |= change
+    result["rows"][0] |= {"macs": 0} if change == {"macs": 0} else {}
+    path.write_text(json.dumps(result))
+    code, out, err = rlprune("report", "table=rlal_table1_small", "plots=false")
+    assert (code, "Traceback" in err) == (0, False)
+    assert "resnet56_uniform_seed-0: not readable: result.json lacks or garbles" in out
+    assert "delete that folder and start its line again" in out
+
+
 # -- layouts ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +309,8 @@ def test_what_the_paper_misprints_is_marked():
         (("table=rlpruner_table9",), "table=rlpruner_table9: no such table (did you mean rlpruner_table4?)"),
         (("table=rlpruner_table2_smal",), "did you mean rlpruner_table2_small?"),
         (("table=",), "table=: no such table"),
+        (("table=rlal_table3", "select={seed: 0}"), "select={'seed': 0}: goes not with table"),
+        (("table=rlal_table3", "runs=nothing/*"), "runs=nothing/*: no run matches; leave it out for those of experiment=rlal_table3"),
     ],
 )
 def test_a_table_that_is_none(rlprune, line, message):
