@@ -19,7 +19,8 @@ from torch import nn
 
 from rlprune.config import conf_dir, register
 from rlprune.grid import read_grid
-from rlprune.report.paper import KINDS, printed_numbers, read_layout, table_names
+from rlprune.report.layouts import KINDS, read_layout, table_names
+from rlprune.report.paper import printed_numbers
 from rlprune.report.paper_table import HEADINGS
 from rlprune.results.published import read_published
 

@@ -11,8 +11,8 @@ from rlprune.skeleton import ReportConfig
 def main(config: ReportConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Compare runs; print the table and write it with all else."""
     from rlprune.commands.grids import read_grids
+    from rlprune.report.layouts import read_layout
     from rlprune.report.page import write_paper, write_report
-    from rlprune.report.paper import read_layout
     from rlprune.report.paper_table import make_paper
     from rlprune.report.report import Choices, make_report
 
