@@ -200,7 +200,11 @@ def _settings(run: Run, told: Iterable[str]) -> dict[str, str]:
     """What may tell runs of one row apart, but for what they take from the runs that they follow."""
     model = {key: plain(value) for key, value in run.settings.items() if key.startswith("model.") and key != "model._target_"}
     names = {group: run.choices[group] for group in ("model", "dataset") if group in run.choices}
-    return {key: value for key, value in (names | model | settings_of(run)).items() if key not in told and not key.startswith("run.")}
+    return {
+        key: value
+        for key, value in (names | model | settings_of(run)).items()
+        if key not in told and not key.startswith(("run.", "agent.run"))
+    }
 
 
 def _block(layout: Layout, values: Mapping[str, str]) -> tuple[str, ...]:
