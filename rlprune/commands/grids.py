@@ -36,8 +36,8 @@ def read_grids(names: Sequence[str], outputs: str) -> list[Grid]:
         choices = {group: str(config.hydra.runtime.choices[group]) for group in ("model", "dataset", "agent") if group in config}
         if "name" in config.get("model", {}):
             choices["model.name"] = str(config.model.name)
-        if command == "train" and grids:  # the architectures, and the data, are those of the runs before
-            choices = dict(grids[0].choices)
         cells = read_grid(OmegaConf.to_container(config.grid, resolve=False))
+        if grids and all("like" in cell.values for cell in cells):  # architectures and data are those of the runs before
+            choices = dict(grids[0].choices)
         grids.append(Grid(name, Path(str(config.hydra.sweep.dir)), cells, choices))
     return grids
