@@ -145,9 +145,10 @@ def _make_parts(layout: Layout, rows: Sequence[Row]) -> list[Block]:
     printed = [entry for entry in read_published() if entry.source in layout.published]
     keys = dict.fromkeys([*(_block(layout, _facts_of(entry)) for entry in printed), *(row.block for row in rows)])
     models = list(dict.fromkeys(key[0] for key in keys))
+    patterns = list(dict.fromkeys(tuple(row.pattern.items()) for row in rows))  # in the grid's order, as its rows are the first
     blocks = []
     for key in sorted(keys, key=lambda key: models.index(key[0])):  # a network's data sets beside each other
-        own = [row for row in rows if row.block == key]
+        own = sorted((row for row in rows if row.block == key), key=lambda row: patterns.index(tuple(row.pattern.items())))
         begun = any(row.runs for row in own)
         entries = [entry for entry in printed if _block(layout, _facts_of(entry)) == key]
         blocks.append(Block(key, entries, own if begun else [], [] if begun else own))

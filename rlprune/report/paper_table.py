@@ -186,8 +186,9 @@ def _list(sheet: _Sheet) -> None:
 
 
 def _controls(block: Block) -> list[dict[str, float]]:
-    """Dense networks that trained on for as long: what is fair to compare with."""
-    return [numbers for row in block.rows for run in row.finished if (numbers := control_of(run)) is not None]
+    """Dense networks that trained on for as long: what is fair to compare with; one a pair of seeds, as runs may share theirs."""
+    found = {(run.seed, run.dense_seed): control_of(run) for row in block.rows for run in row.finished if control_of(run) is not None}
+    return [numbers for numbers in found.values() if numbers is not None]
 
 
 def _scratch(sheet: _Sheet) -> None:
