@@ -161,6 +161,12 @@ def check_table(table, out, cells):
     if layout.kind == "sensitivity":
         assert set(numbers["number"]) == {"dense", "pruned"}
         assert set(numbers["row"]) == {"features.0", "features.4"}
+    if table.startswith("rlal_table"):  # what was trained and pruned at once has the dense network of the others, not itself
+        dense = here[here["number"] == "dense"].set_index(["block", "row"])["mean"]
+        assert dense.groupby("block").nunique().eq(1).all()
+        top1 = [json.loads(path.read_text())["rows"][0] for path in Path("outputs", table).glob("*uniform_seed-0/result.json")]
+        assert set(dense.round(6)) == {round(100 * row["top1"], 6) for row in top1}
+        assert {row["name"] for row in top1} <= {"dense", "published"}
     if layout.kind == "list":
         rows = {(line.split("|")[1].strip(), line.split("|")[2].strip()) for line in out.splitlines() if "| here " in line}
         assert len(rows) >= len({on_digits(cell.name) for cell in cells})

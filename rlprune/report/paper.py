@@ -12,7 +12,7 @@ from rlprune.report.collect import FINISHED, UNREADABLE, Run, find_runs, is_numb
 from rlprune.report.layouts import Layout
 from rlprune.report.networks import networks_of, plain, settings_of
 from rlprune.results.published import Published, found_by, read_published
-from rlprune.results.tables import CONTROL
+from rlprune.results.tables import CONTROL, JOINT
 
 NOT_ROWS = ("seed", "model", "model.name", "dataset", "like")  # keys of a grid that make no row: they say which network, or which seed
 TRAINED = ("pruned", "from scratch")
@@ -79,6 +79,19 @@ class Block:
     rows: list[Row]
     absent: list[Row]
 
+    def numbers(self, run: Run) -> dict[float, dict[str, float]]:
+        """`numbers_of` a run; where it was trained and pruned at once its dense network is that of another run, trained alone as long."""
+        found = numbers_of(run)
+        known: dict[str, float] = {}
+        for other in (other for row in self.rows for other in row.finished if other.dense_seed == run.dense_seed):
+            known |= next((n for n in numbers_of(other).values() if not math.isnan(n["dense"])), {})
+        for numbers in found.values():
+            if math.isnan(numbers["dense"]) and known:
+                for name in ("", "_top5"):
+                    numbers[f"dense{name}"] = known[f"dense{name}"]
+                    numbers[f"delta{name}"] = numbers[name.removeprefix("_") or "top1"] - known[f"dense{name}"]
+        return found
+
     def ordered(self) -> list[Published | Row]:
         """Every published row with the runs that do the same behind it; then the others."""
         found: list[Published | Row] = []
@@ -133,7 +146,7 @@ def make_blocks(layout: Layout, grids: Sequence[Grid], patterns: Sequence[str] |
         if known is None and not run.choices:
             notes.append(f"{run.folder.name}: {run.state}: {run.why}")
             continue
-        if known is None or run.state == FINISHED:
+        if known is None or run.state == FINISHED or (run.choices and "trained" not in known.pattern):
             like = known or _like(run, list(rows.values()))
             known = _row(rows, _block(layout, _facts(run)), like.pattern, like.told)
         known.runs.append(run)
@@ -259,7 +272,8 @@ def numbers_of(run: Run) -> dict[float, dict[str, float]]:
 
 def _numbers(run: Run, row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, float]:
     percent = {name: 100 * _number(row.get(name)) for name in ("top1", "top5", "sparsity")}
-    whole = {name: 100 * _number(dense.get(name)) for name in ("top1", "top5")}
+    joint = dense["name"] == JOINT  # as large as the dense network, and no dense network
+    whole = {name: math.nan if joint else 100 * _number(dense.get(name)) for name in ("top1", "top5")}
     rewards = run.table("metrics.csv").get("reward")
     return {
         "top1": percent["top1"], "top5": percent["top5"], "channels": percent["sparsity"],

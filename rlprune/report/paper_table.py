@@ -122,7 +122,7 @@ def _levels(sheet: _Sheet) -> None:
         done: set[str] = set()
         for item in block.ordered():
             if isinstance(item, Row):
-                found = [numbers_of(run) for run in item.finished]
+                found = [block.numbers(run) for run in item.finished]
                 at = {level: [numbers for run in found if (numbers := _at(run, level))] for level in sheet.layout.levels}
                 sheet.add(block, item.label, HERE, _level_cells(sheet, block, item.label, HERE, at), _seeds(item))
             elif (label := _printed_label(item)) not in done:
@@ -175,7 +175,7 @@ def _list(sheet: _Sheet) -> None:
                 cells = {HEADINGS[name]: sheet.cell(where, "", name, [known.get(name, math.nan)]) for name in names}
                 sheet.add(block, sheet.marked(label, item.note), PAPER, cells)
             else:
-                last = [numbers[max(numbers)] for numbers in map(numbers_of, item.finished) if numbers]
+                last = [numbers[max(numbers)] for numbers in map(block.numbers, item.finished) if numbers]
                 where = (", ".join(block.key), item.label, HERE)
                 cells = {HEADINGS[name]: sheet.cell(where, "", name, [numbers[name] for numbers in last]) for name in names}
                 sheet.add(block, item.label, HERE, cells, _seeds(item))
