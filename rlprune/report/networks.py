@@ -137,6 +137,9 @@ def _target(run: Run, level: float, last: bool) -> str:
         return f"sparsity {_percent(level)}"
     if run.agent == "like" and not asked:  # as large as the run it follows, which was told how large
         asked = _result_of(run.source).get("targets") or {}
+    level_of = _number(run.result["rows"][-1]["sparsity"]) if run.command == "train" and "schedule.sparsity" in asked else math.nan
+    if level_of < asked.get("schedule.sparsity", {}).get("asked", 0) - 0.005:  # the architecture of a level on the way, not of the last one
+        return f"sparsity {_percent(round(level_of, 2))}"
     words = {"schedule.sparsity": "sparsity {}", "budget.macs": "MACs ≤ {}", "budget.params": "parameters ≤ {}"}
     parts = [text.format(_percent(asked[key]["asked"])) for key, text in words.items() if key in asked]
     parts += [f"drop ≤ {run.settings['budget.max_drop']:g}" for _ in [0] if run.settings.get("budget.max_drop") is not None]
