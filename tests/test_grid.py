@@ -217,6 +217,7 @@ def test_where_the_first_two_fail_alike_the_others_are_not_started(rlprune, pres
         (("prune", "experiment=rlpruner_table2", "agnet=mcq"), "agnet: no such key (did you mean agent?)"),
         (("prune", "experiment=rlpruner_table2", "agent=mqc"), "agent=mqc: unknown; choose one of"),
         (("prune", "experiment=rlpruner_table2", "hydra.mode=RUN"), "experiment=rlpruner_table2: is a grid of runs; name it alone"),
+        (("prune", "experiment=fprl_table2", "hydra.mode=RUN"), "experiment=fprl_table2: is a grid of runs; name it alone"),
         (("prune", "experiment=rlpruner_table2", "grid=5"), "grid=5: must be the preset's own, a mapping; narrow it by its keys"),
         (("prune", "experiment=rlpruner_table4_scratch"), "sets like, which is not there; is it a preset of rlprune train"),
         (("train", "experiment=rlpruner_table4"), "sets schedule, which is not there; is it a preset of rlprune prune"),

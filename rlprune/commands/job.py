@@ -82,9 +82,9 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
 
 def _work(task: Work, raw: DictConfig, folder: RunFolder) -> None:
     choices = {key: str(value) for key, value in HydraConfig.get().runtime.choices.items() if not key.startswith("hydra/")}
-    config = resolve(raw)
-    if getattr(config, "grid", None) is not None:
+    if "grid" in raw and raw.grid is not None:
         raise UserError(f"experiment={choices.get('experiment')}: is a grid of runs; name it alone, and no hydra.mode or hydra/sweeper")
+    config = resolve(raw)
     resumable = hasattr(config, "resume")
     wish = config.resume if resumable else None
     goes_on = folder.take(OmegaConf.to_yaml(raw), heading(choices), wish, resumable=resumable)

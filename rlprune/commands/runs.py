@@ -49,7 +49,7 @@ def _run_folder(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
     timed = "${now:" in str(OmegaConf.to_container(_root_.paths, resolve=False)["run"])  # type: ignore[index, call-overload]
     if not wish or not timed:  # a folder that the user has named
         return fresh
-    task = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
+    task = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key not in ("hydra", "grid")])
     config = yaml.safe_load(OmegaConf.to_yaml(task, resolve=True))
     return str(newest_unfinished(Path(fresh).parent, config, heading(HydraConfig.get().runtime.choices)) or fresh)
 
