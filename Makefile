@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: prune test test-zoo lint smoke-wheel clean
+.PHONY: prune test test-zoo test-papers lint smoke-wheel clean
 
 prune: .venv/.run
 	$(BIN)/rlprune prune $(ARGS)
@@ -15,6 +15,10 @@ test: .venv/.dev lint
 # Every published network: some minutes, and 20 GB of memory for the largest.
 test-zoo: .venv/.dev
 	$(BIN)/python -m pytest tests/test_zoo.py -m "zoo or not zoo" $(ARGS)
+
+# The full editions of the papers' presets, tiny; `make test` runs the small ones, which have the same grids.
+test-papers: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_paper.py -m papers -n auto --maxprocesses 4 $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -107,7 +107,9 @@ def pictures(root):
 
 
 @pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize("name", [name for name in PRESETS if "rlp_fig1" not in name])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if "_small" in name else pytest.mark.papers) for name in PRESETS if "rlp_fig1" not in name]
+)
 def test_a_preset_runs_whole_and_its_table_holds_all_of_it(rlprune, name):
     if "scratch" in name:
         code, _, err = rlprune(*started(name.replace("_scratch", "")), "agent=mcq,uniform")
