@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlprune.graph import ChannelGraph, mask, prune, rebind, trace, verify
+    from rlprune.latency.build import with_latency
     from rlprune.results.artefact import load
     from rlprune.search.pruning_env import pruning_env
 
-__all__ = ["ChannelGraph", "load", "mask", "prune", "pruning_env", "rebind", "trace", "verify"]
+__all__ = ["ChannelGraph", "load", "mask", "prune", "pruning_env", "rebind", "trace", "verify", "with_latency"]
 
 _HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "rebind", "trace", "verify"), "rlprune.graph") | {
     "load": "rlprune.results.artefact",
     "pruning_env": "rlprune.search.pruning_env",
+    "with_latency": "rlprune.latency.build",
 }
 
 

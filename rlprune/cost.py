@@ -132,6 +132,13 @@ class CostModel:
         return CostModel(tuple(names), is_parameter, sizes, tuple(found), used, fixed_macs)
 
 
+def machine(device: torch.device) -> str:
+    """What speed depends on beyond the program."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
 def count_params(model: nn.Module) -> int:
     """Parameters of a network; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -27,7 +27,8 @@ class ScheduleConfig:
     period: int = MISSING  # recover after so many steps
     save_at: list[float] = MISSING  # sparsities, besides the last, that get an artefact, a table row and a final recovery
     min_keep: int = MISSING  # units that stay in every group
-    round_to: int = MISSING  # a group keeps a multiple of so many units, or stays whole
+    # a group keeps a multiple of so many units, or stays whole; auto: the multiple that this device likes
+    round_to: Any = field(default=MISSING, metadata={"plugin": False})
     # share of its units that a group may lose: one number, or a mapping group (name or regex) → share
     max_sparsity: Any = field(default=MISSING, metadata={"plugin": False})
     max_minutes: float | None = MISSING  # the search ends after so many minutes with the best so far; null: never
@@ -41,7 +42,15 @@ class BudgetConfig:
 
     macs: float | None = MISSING  # largest share kept of the dense network's MACs, in (0, 1)
     params: float | None = MISSING  # likewise of its parameters
+    latency: float | None = MISSING  # likewise of its latency on this device, as predicted
     max_drop: float | None = MISSING  # largest loss of accuracy on the search split after recovery, points
+
+
+@dataclass
+class LatencyConfig:
+    """What `budget.latency`, `reward=latency` and `schedule.round_to=auto` call latency: a forward pass in float32, uncompiled."""
+
+    batch_size: int = MISSING  # images a pass
 
 
 @dataclass
@@ -134,6 +143,7 @@ class PruneConfig(RunConfig):
     criterion: Any = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
 
@@ -229,6 +239,7 @@ def check_ranges(config: Any) -> None:
         _require(not epochs, "training.epochs=0", "must be ≥ 1 for joint training, which trains from scratch")
         _check_schedule(config.schedule)
         _check_budget(config.budget)
+        _require(config.latency.batch_size >= 1, f"latency.batch_size={config.latency.batch_size}", "must be ≥ 1")
         recovery, search = config.recovery, config.search
         _require(0 <= recovery.rho <= 1, f"recovery.rho={recovery.rho}", "must be in [0, 1]")
         _require(recovery.temperature > 0, f"recovery.temperature={recovery.temperature}", "must be > 0")
@@ -258,7 +269,7 @@ def _check_sensitivity(config: SensitivityConfig) -> None:
 
 
 def _check_budget(budget: BudgetConfig) -> None:
-    for name in ("macs", "params"):
+    for name in ("macs", "params", "latency"):
         share = getattr(budget, name)
         _require(share is None or 0 < share < 1, f"budget.{name}={share}", "must be in (0, 1), or null; 0.5 keeps at most half")
     _require(
@@ -271,7 +282,9 @@ def _check_budget(budget: BudgetConfig) -> None:
 def _check_schedule(schedule: ScheduleConfig) -> None:
     sparsity = schedule.sparsity
     _require(sparsity is None or 0 < sparsity < 1, f"schedule.sparsity={sparsity}", "must be in (0, 1); 0.5 removes half of the channels")
-    _require(schedule.round_to >= 1, f"schedule.round_to={schedule.round_to}", "must be ≥ 1; 1 does not round")
+    whole = isinstance(schedule.round_to, int) and not isinstance(schedule.round_to, bool) and schedule.round_to >= 1
+    rounds = whole or schedule.round_to == "auto"
+    _require(rounds, f"schedule.round_to={schedule.round_to}", "must be ≥ 1, where 1 does not round, or auto")
     _check_max_sparsity(schedule.max_sparsity)
     _require(schedule.steps is None or schedule.steps >= 1, f"schedule.steps={schedule.steps}", "must be ≥ 1")
     _require(schedule.period >= 1, f"schedule.period={schedule.period}", "must be ≥ 1; recovery=none switches recovery off")

@@ -8,9 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
     {"errors", "seeding", "files", "skeleton"},
-    {"checkpoint", "cost", "config", "grid", "kernels", "provenance"},
+    {"checkpoint", "cost", "config", "grid", "kernels", "latency_model", "provenance"},
     {"graph", "rl"},
-    {"agents", "criteria", "rewards", "models", "data", "trackers"},
+    {"agents", "criteria", "rewards", "models", "data", "trackers", "latency"},
     {"training", "results", "setup", "search", "report"},
     {"cli"},
     {"commands"},

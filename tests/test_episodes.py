@@ -88,7 +88,7 @@ def filter_norms(network, graph):
 def settings_of(graph, measure, *, goals=(FREE,), most=0.95, **others):
     limits = Limits(1, 1, 1.0, most=most)
     kept_counts = {group.name: limits.kept_counts(group.name, group.num_units) for group in graph.groups}
-    reward = WeightedReward(alpha=0.0, beta=0.0)
+    reward = WeightedReward(alpha=0.0, beta=0.0, gamma=0.0)
     example = torch.zeros(2, 3, 8, 8)
     return Environment(measure, reward, filter_norms, size_of(graph), tuple(goals), kept_counts, example=example, **others)
 

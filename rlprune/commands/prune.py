@@ -42,6 +42,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         schedule=config.schedule,
         budget=config.budget,
         search=config.search,
+        latency=config.latency,
         ignore=config.ignore,
         identity=Identity("prune", run_dir, choices, config.seed),
         resume=config.resume is not None,

@@ -10,6 +10,7 @@ import numpy as np
 from rlprune.cost import CostModel
 from rlprune.errors import UserError
 from rlprune.graph.calls import Key
+from rlprune.latency_model import LatencyModel
 
 Keep = Mapping[str, Sequence[int] | np.ndarray]
 """Kept unit indices by group name; absent groups stay whole."""
@@ -117,6 +118,7 @@ class ChannelGraph:
     indices: tuple[IndexBuffer, ...] = ()
     widths: tuple[Width, ...] = ()
     doubts: tuple[str, ...] = ()  # what the trace could not see for itself, so that a proof is due
+    clock: LatencyModel | None = None  # predicts the latency of any plan on a device, where it was measured
 
     @cached_property
     def num_units(self) -> np.ndarray:
@@ -175,6 +177,24 @@ class ChannelGraph:
     def params(self, keep: Keep) -> int:
         """Parameters after the plan `keep`."""
         return self.cost.params(self.counts(keep))
+
+    def latency(self, keep: Keep) -> float:
+        """Predicted seconds of one forward pass after the plan `keep`.
+
+        Raises:
+            UserError: the graph has no latency model: `rlprune.with_latency` measures one.
+        """
+        return float(self.seconds(self.counts(keep)))
+
+    def seconds(self, counts: np.ndarray) -> np.ndarray:
+        """Predicted seconds after `counts` units were removed from each group, shape (..., group) → (...).
+
+        Raises:
+            UserError: the graph has no latency model.
+        """
+        if self.clock is None:
+            raise UserError("graph: its latency was not measured; graph = rlprune.with_latency(model, graph, example_inputs)")
+        return self.clock.seconds(self.num_units - counts)
 
     def removed_entries(self, keep: Keep) -> dict[tuple[str, int], np.ndarray]:
         """Boolean masks of removed entries by (tensor, dim): True where an entry goes; absent pairs stay whole. Shape (size of dim,)."""
@@ -246,7 +266,7 @@ class ChannelGraph:
         )
 
     def freeze(self, names: Mapping[str, str]) -> "ChannelGraph":
-        """The same graph with some groups frozen: group name → reason."""
+        """The same graph with some groups frozen: group name → reason. It has no latency model, as that knows all groups."""
         stay = [index for index, group in enumerate(self.groups) if group.name not in names]
         frozen = [
             Frozen(member.layer, names[group.name], member.units.size)
@@ -264,6 +284,7 @@ class ChannelGraph:
             zero_points=tuple(_refer(point, position) for point in self.zero_points),
             indices=tuple(_refer(buffer, position) for buffer in self.indices),
             widths=tuple(replace(w, taken={name: n for name, n in w.taken.items() if name not in names}) for w in self.widths),
+            clock=None,
             warnings=self.warnings + tuple(f"{name} is left whole: {reason}" for name, reason in names.items()),
         )
 

@@ -140,7 +140,12 @@ def _target(run: Run, level: float, last: bool) -> str:
     level_of = _number(run.result["rows"][-1]["sparsity"]) if run.command == "train" and "schedule.sparsity" in asked else math.nan
     if level_of < asked.get("schedule.sparsity", {}).get("asked", 0) - 0.005:  # the architecture of a level on the way, not of the last one
         return f"sparsity {_percent(round(level_of, 2))}"
-    words = {"schedule.sparsity": "sparsity {}", "budget.macs": "MACs ≤ {}", "budget.params": "parameters ≤ {}"}
+    words = {
+        "schedule.sparsity": "sparsity {}",
+        "budget.macs": "MACs ≤ {}",
+        "budget.params": "parameters ≤ {}",
+        "budget.latency": "latency ≤ {}",
+    }
     parts = [text.format(_percent(asked[key]["asked"])) for key, text in words.items() if key in asked]
     parts += [f"drop ≤ {run.settings['budget.max_drop']:g}" for _ in [0] if run.settings.get("budget.max_drop") is not None]
     if not parts and run.command == "prune" and not asked and "schedule.sparsity" not in run.settings:

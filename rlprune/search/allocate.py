@@ -125,7 +125,7 @@ def _exchange(taken: np.ndarray, room: Room, goal: Goal) -> np.ndarray | None:
 
     Only tried where channels alone are asked for: of other goals almost none can be met to the unit.
     """
-    if np.isfinite([goal.macs, goal.params]).any():
+    if np.isfinite([goal.macs, goal.params, goal.latency]).any():
         return None
     left = round(float(goal.excess(room.graph, room.units(taken))) * room.graph.num_channels)
     chunk = (room.last - room.first) * room.weights[room.owner]

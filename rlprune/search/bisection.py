@@ -150,10 +150,11 @@ def bisected_search(
         log.info("pass %d: agent.drop_bound=%.4g", len(search.passes) + 1, bound)
         run(state, _folder(folder, len(search.passes)), last)
         size = state.graph.num_channels, state.graph.macs({}), state.graph.params({})
+        seconds = state.graph.latency({}) if state.graph.clock is not None else 0.0
         search.add(
             Pass(
                 bound=bound,
-                excess=target.relative_excess(*size),
+                excess=target.relative_excess(*size, seconds),
                 complete=state.step == last,
                 candidates=ledger.distinct,
                 repeated=ledger.repeated,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rlprune.cost import machine
 from rlprune.errors import UserError
 from rlprune.files import write_json
 from rlprune.graph import ChannelGraph, Slicer, prune
@@ -23,7 +24,7 @@ from rlprune.graph.run import copy_module
 from rlprune.graph.verify import TOLERANCE
 from rlprune.search.schedule import Schedule
 from rlprune.training.evaluate import Evaluator
-from rlprune.training.measure import GAIN, ROUNDS, machine, recall
+from rlprune.training.measure import GAIN, ROUNDS, recall
 
 log = logging.getLogger(__name__)
 MULTIPLES: dict[str, int | None] = {"sliced": 1, "padded": 16, "masked": None}
@@ -118,11 +119,13 @@ def exact_executions(network: nn.Module, graph: ChannelGraph, evaluator: Evaluat
 
 
 def _channels_gone(graph: ChannelGraph, schedule: Schedule) -> list[float]:
-    """After each step; where only MACs or parameters are asked for, a guess: both fall with the square of the widths."""
+    """After each step; where only other things are asked for, a guess: they fall with the square of the widths."""
     none = np.zeros(len(graph.groups))
     gone = []
     for goal in schedule.goals:
-        shares = (goal.macs / graph.cost.macs(none), goal.params / graph.cost.params(none), (goal.channels / graph.num_channels) ** 2)
+        shares = [goal.macs / graph.cost.macs(none), goal.params / graph.cost.params(none), (goal.channels / graph.num_channels) ** 2]
+        if graph.clock is not None:
+            shares.append(goal.latency / graph.clock.dense)
         gone.append(graph.num_channels * (1 - math.sqrt(min(1.0, *shares))))
     return gone
 

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
 from rlprune.agents.base import Agent
@@ -19,19 +20,21 @@ from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.results.artefact import save_artefact
 from rlprune.results.finish import finish
 from rlprune.results.record import Clock, Identity, write_episodes, write_steps
+from rlprune.results.tables import to_markdown
 from rlprune.search.bisection import Pass, bisected_search, forget_passes, seconds_of_passes
 from rlprune.search.execution import choose_execution
 from rlprune.search.forecast import Forecast
+from rlprune.search.latency import LatencyQuestion
 from rlprune.search.limits import Limits, Room
 from rlprune.search.measure import make_score, search_evaluator
 from rlprune.search.outcome import compared, targets_reached
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
-from rlprune.search.schedule import Schedule, Targets, make_schedule, size_of
+from rlprune.search.schedule import Schedule, Size, Targets, make_schedule, reach_rows, size_of
 from rlprune.search.task import Environment, Ledger, Reward, Task, as_it_is
 from rlprune.search.tracked import TrackedSearch
 from rlprune.setup import Setup
-from rlprune.skeleton import BudgetConfig, ScheduleConfig, SearchConfig
+from rlprune.skeleton import BudgetConfig, LatencyConfig, ScheduleConfig, SearchConfig
 from rlprune.trackers.tracking import Tracking
 from rlprune.training.alignment import Alignment
 from rlprune.training.dense import Dense
@@ -58,6 +61,7 @@ class PruneJob:
     schedule: ScheduleConfig
     budget: BudgetConfig
     search: SearchConfig
+    latency: LatencyConfig
     ignore: list[str]
     identity: Identity
     resume: bool
@@ -69,6 +73,7 @@ class PruneJob:
     _episodes_due: float = 0.0  # on the clock of time.monotonic
     _begun: bool = False
     _training: JointTraining | None = None
+    _multiple: int = 1  # that the device likes, with schedule.round_to=auto
 
     def run(self, dense: Dense) -> None:
         """Trace, search, recover, test, write.
@@ -78,6 +83,9 @@ class PruneJob:
         """
         with self.clock.phase("trace and verify"):
             graph = self._graph(dense.network)
+        with self.clock.phase("measure latency"):
+            graph = self._clocked(dense.network, graph)
+        self._tell_reach(graph)
         evaluator = self._evaluator(dense.network, bool(graph.doubts))
         plan = self._plan(graph)
         with self.clock.phase("choose execution"):
@@ -118,6 +126,7 @@ class PruneJob:
             facts={
                 "execution": execution,
                 "targets": targets_reached(state.history, self._targets, environment.dense),
+                **self._question.facts(graph, dense.network, self.identity.run_dir / "pruned"),
                 "units_chosen_by": self._units_chosen_by,
                 **({"passes": [entry.facts() for entry in passes]} if passes else {}),
             },
@@ -131,10 +140,10 @@ class PruneJob:
         Raises:
             UserError: no group, limits or targets that do not fit the network, levels that collide, or the agent cannot prune it.
         """
-        graph = self._traced(network.to(self.setup.execution.device))
-        self._plan(graph)
+        network.to(self.setup.execution.device)
+        self._plan(self._clocked(network, self._traced(network)))
         if hasattr(self.agent, "check"):
-            self.agent.check(network, graph, self.setup.example())
+            self.agent.check(network, self._traced(network), self.setup.example())
 
     # -- the search ----------------------------------------------------------------------------------------------------------------
 
@@ -219,6 +228,35 @@ class PruneJob:
             )
         return graph
 
+    @cached_property
+    def _question(self) -> LatencyQuestion:
+        """What this run wants to know of latency."""
+        return LatencyQuestion(
+            self.setup,
+            batch_size=self.latency.batch_size,
+            budget=self.budget.latency,
+            rewarded=bool(getattr(self.reward, "reads_latency", False)),
+            rounds=self.schedule.round_to == "auto",
+            cache=self.cache,
+            folder=self.identity.run_dir / "checkpoint",
+        )
+
+    def _clocked(self, network: nn.Module, graph: ChannelGraph) -> ChannelGraph:
+        """The graph with a latency model, where one is wanted, and the multiple that the device likes, likewise."""
+        self._multiple = self._question.multiple(network, graph) or self._multiple
+        return self._question.clocked(network, graph, self._kept_counts(graph))
+
+    def _tell_reach(self, graph: ChannelGraph) -> None:
+        dense, smallest = self._sizes(graph)
+        log.info(
+            "within reach, as shares of the dense network's:\n%s", to_markdown(pd.DataFrame(reach_rows(self._targets, dense, smallest)))
+        )
+
+    def _sizes(self, graph: ChannelGraph) -> tuple[Size, Size]:
+        """Of the dense network, and of the one that has lost all it may lose."""
+        smallest = Room(graph, list(self._kept_counts(graph).values())).capacity
+        return size_of(graph, np.zeros(len(graph.groups), dtype=int)), size_of(graph, smallest)
+
     def _evaluator(self, network: nn.Module, doubtful: bool) -> Evaluator:
         samples = self.search.samples
         if samples is None and self.schedule.joint:
@@ -226,8 +264,7 @@ class PruneJob:
         return search_evaluator(self.setup, network, samples=samples, seed=self.identity.seed, doubtful=doubtful)
 
     def _plan(self, graph: ChannelGraph) -> Schedule:
-        dense = size_of(graph, np.zeros(len(graph.groups), dtype=int))
-        smallest = size_of(graph, Room(graph, list(self._kept_counts(graph).values())).capacity)
+        dense, smallest = self._sizes(graph)
         groups = sum(len(counts) > 1 for counts in self._kept_counts(graph).values())
         steps = self.schedule.steps or getattr(self.agent, "steps", None) or max(1, groups)
         if self.schedule.joint:
@@ -246,7 +283,8 @@ class PruneJob:
 
     @property
     def _targets(self) -> Targets:
-        return Targets(self.schedule.sparsity, self.budget.macs, self.budget.params, self.budget.max_drop)
+        budget = self.budget
+        return Targets(self.schedule.sparsity, budget.macs, budget.params, budget.max_drop, budget.latency)
 
     def _check_joint(self, epochs: int) -> None:
         warmup: int | None = getattr(self.agent, "warmup_epochs", None)
@@ -261,7 +299,9 @@ class PruneJob:
             )
 
     def _kept_counts(self, graph: ChannelGraph) -> dict[str, np.ndarray]:
-        limits = Limits(self.schedule.min_keep, self.schedule.round_to, self.schedule.max_sparsity)
+        automatic = self.schedule.round_to == "auto"
+        multiple = self._multiple if automatic else self.schedule.round_to
+        limits = Limits(self.schedule.min_keep, multiple, self.schedule.max_sparsity, lenient=automatic)
         limits.check(graph)
         limits = replace(limits, most=float(getattr(self.agent, "pr_max", 1.0)))
         may_lose = self.agent.groups(graph) if hasattr(self.agent, "groups") else [group.name for group in graph.groups]
@@ -380,6 +420,8 @@ class PruneJob:
             )
             entry = {"folder": name, "level": round(record.sparsity, 4) if level is None or last else level}
             entry |= {"sparsity": record.sparsity, "macs": record.macs, "params": record.params, "recovered": record.recovery_seconds > 0}
+            if state.graph.clock is not None:
+                entry["latency"] = state.graph.latency({})
             state.history.levels = [*(known for known in state.history.levels if known["folder"] != name), entry]
 
     def _require_a_level(self, state: SearchState) -> None:

@@ -18,6 +18,7 @@ class Limits:
     Args:
         min_keep: units that stay in every group, at least.
         round_to: what a group keeps is a multiple of this, unless it stays whole.
+        lenient: where a group has less than twice as many units, of the largest power of two that is at most half of them.
         max_sparsity: share of its units that a group may lose: one number, or by name or regular expression of the group; the first that
             matches counts, and groups that none matches may lose all but `min_keep`.
         most: share that any group may lose, beside `max_sparsity`: the agent's own bound.
@@ -27,12 +28,14 @@ class Limits:
     round_to: int
     max_sparsity: float | Mapping[str, float]
     most: float = 1.0
+    lenient: bool = False
 
     def kept_counts(self, group: str, units: int) -> np.ndarray:
         """What a group of so many units in the dense network may keep, descending; the first is all of them."""
         floor = max(self.min_keep, math.ceil(units * (1 - min(self.most, self._max_sparsity(group))) - 1e-9))
         fewer = np.arange(units - 1, floor - 1, -1)
-        return np.concatenate([[units], fewer[fewer % self.round_to == 0]])
+        lump = min(self.round_to, 2 ** (units.bit_length() - 2)) if self.lenient and 2 <= units < 2 * self.round_to else self.round_to
+        return np.concatenate([[units], fewer[fewer % lump == 0]])
 
     def check(self, graph: ChannelGraph, *, section: str = "schedule.") -> None:
         """Refuse limits that do not fit the network.
@@ -46,7 +49,7 @@ class Limits:
         """
         names = [group.name for group in graph.groups]
         for group in graph.groups:
-            if group.num_units < self.round_to and self._max_sparsity(group.name) > 0:
+            if group.num_units < self.round_to and not self.lenient and self._max_sparsity(group.name) > 0:
                 raise UserError(
                     f"{section}round_to={self.round_to}: the channel group {group.name} has {group.num_units} units only; "
                     f"choose {group.num_units} or less, or ignore=[{group.name}]"
@@ -101,7 +104,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Goal:
-    """What may be left after a step: channels, MACs and parameters, infinite where nothing is asked.
+    """What may be left after a step: channels, MACs, parameters and predicted seconds a pass, infinite where nothing is asked.
 
     `exact`: the step must reach the goal; otherwise what is missing by less than a unit is left to the next step.
     """
@@ -110,35 +113,46 @@ class Goal:
     macs: float
     params: float
     exact: bool
+    latency: float = math.inf
 
     @property
     def free(self) -> bool:
         """Nothing is asked."""
-        return math.inf == self.channels == self.macs == self.params
+        return math.inf == self.channels == self.macs == self.params == self.latency
 
-    def relative_excess(self, channels: int, macs: int, params: int) -> float:
-        """By how much a network is larger than asked for, as a share of what was: the worst of the three, negative where all are met."""
-        return max(size / most - 1 for size, most in ((channels, self.channels), (macs, self.macs), (params, self.params)))
+    def relative_excess(self, channels: int, macs: int, params: int, latency: float = 0.0) -> float:
+        """By how much a network is larger than asked for, as a share of what was: the worst of all, negative where all are met."""
+        found = ((channels, self.channels), (macs, self.macs), (params, self.params), (latency, self.latency))
+        return max(size / most - 1 for size, most in found)
 
     def excess(self, graph: ChannelGraph, counts: np.ndarray) -> np.ndarray:
         """How much more must go after `counts` units are gone, as a share of what is there now, shape (...).
 
         0 where the goal is met to the unit, negative behind it.
         """
-        return self._excess(graph, counts @ graph.channels_per_unit, lambda: graph.cost.many(counts))
+        return self._excess(graph, counts @ graph.channels_per_unit, lambda: graph.cost.many(counts), lambda: graph.seconds(counts))
 
     def excess_of_one(self, graph: ChannelGraph, counts: np.ndarray, more: np.ndarray) -> np.ndarray:
         """The same if of a single group `more` units went beside (fewer where negative), for each group; all of shape (group,)."""
         gone = counts @ graph.channels_per_unit + more * graph.channels_per_unit
-        return self._excess(graph, gone, lambda: graph.cost.one_changed(counts, more))
+        each = np.diag(more)
+        return self._excess(graph, gone, lambda: graph.cost.one_changed(counts, more), lambda: graph.seconds(counts + each))
 
-    def _excess(self, graph: ChannelGraph, gone: np.ndarray, costs: Callable[[], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Of plans that leave so many channels gone, (...), and so many MACs and parameters, two of (...)."""
+    def _excess(
+        self,
+        graph: ChannelGraph,
+        gone: np.ndarray,
+        costs: Callable[[], tuple[np.ndarray, np.ndarray]],
+        seconds: Callable[[], np.ndarray],
+    ) -> np.ndarray:
+        """Of plans with so many channels gone, (...), so many MACs and parameters left, two of (...), and so many seconds a pass, (...)."""
         parts = [np.full(np.shape(gone), -np.inf)]
         if self.channels < math.inf:
             parts.append((graph.num_channels - gone - self.channels) / graph.num_channels)
         if self.macs < math.inf or self.params < math.inf:
             (macs, params), (all_macs, all_params) = costs(), graph.cost.whole
             parts += [(macs - self.macs) / all_macs, (params - self.params) / all_params]
+        if self.latency < math.inf and graph.clock is not None:
+            parts.append((seconds() - self.latency) / graph.clock.dense)
         excess: np.ndarray = np.max(parts, axis=0)
         return excess

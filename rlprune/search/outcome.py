@@ -28,6 +28,7 @@ def targets_reached(history: History, targets: Targets, dense: Size) -> dict[str
         "schedule.sparsity": (targets.sparsity, level["sparsity"]),
         "budget.macs": (targets.macs, level["macs"] / dense.macs),
         "budget.params": (targets.params, level["params"] / dense.params),
+        "budget.latency": (targets.latency, level.get("latency", 0.0) / (dense.latency or 1.0)),
     }
     found = {key: {"asked": asked, "reached": got} for key, (asked, got) in reached.items() if asked is not None}
     for key, target in found.items():

@@ -85,7 +85,7 @@ def pruning_env(
     smallest = size_of(graph, Room(graph, list(kept_counts.values())).capacity)
     environment = Environment(
         measure=partial(_measured, accuracy),
-        reward=WeightedReward(alpha=0.0, beta=0.0),
+        reward=WeightedReward(alpha=0.0, beta=0.0, gamma=0.0),
         score=L1(aggregation="mean", normalization="none").scores if score is None else partial(_scored, score),
         dense=dense,
         goals=(_goal(Targets(sparsity, macs, params, None), dense, smallest, limits),),

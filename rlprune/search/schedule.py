@@ -8,36 +8,40 @@ import numpy as np
 
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph
+from rlprune.results.tables import count
 from rlprune.search.limits import Goal
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a network: channels of its groups, MACs for one example, parameters."""
+    """Of a network: channels of its groups, MACs for one example, parameters, predicted seconds a pass where they are known."""
 
     channels: int
     macs: int
     params: int
+    latency: float | None = None
 
 
 def size_of(graph: ChannelGraph, counts: np.ndarray) -> Size:
     """Of the network without `counts` units of each group, shape (group,)."""
-    return Size(graph.num_channels - int(counts @ graph.channels_per_unit), graph.cost.macs(counts), graph.cost.params(counts))
+    seconds = None if graph.clock is None else float(graph.seconds(counts))
+    return Size(graph.num_channels - int(counts @ graph.channels_per_unit), graph.cost.macs(counts), graph.cost.params(counts), seconds)
 
 
 @dataclass(frozen=True)
 class Targets:
     """How far a search goes; None asks nothing. Where several are set, removal goes on until all hold.
 
-    `sparsity` is the channel sparsity to reach, `macs` and `params` are the largest shares kept of the dense network's, `max_drop` the
-    largest loss of accuracy on the search split, in points: alone it asks for the smallest network within it, beside others it ends the
-    search early.
+    `sparsity` is the channel sparsity to reach, `macs`, `params` and `latency` (as predicted) are the largest shares kept of the dense
+    network's, `max_drop` the largest loss of accuracy on the search split, in points: alone it asks for the smallest network within it,
+    beside others it ends the search early.
     """
 
     sparsity: float | None
     macs: float | None
     params: float | None
     max_drop: float | None
+    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def _joint(targets: Targets, steps: int, save_at: Sequence[float], dense: Size) 
         raise UserError(f"schedule.save_at={list(save_at)}: joint training prunes once, at its end; schedule.save_at=[]")
     if targets.max_drop is not None:
         raise UserError(
-            f"budget.max_drop={targets.max_drop}: joint training is told how much goes: budget.macs, budget.params or schedule.sparsity"
+            f"budget.max_drop={targets.max_drop}: joint training is told how much goes: budget.macs, .params, .latency or schedule.sparsity"
         )
     goals = (_goal(targets, 1.0, dense, None, exact=True),) * steps
     return Schedule(goals, {steps: targets.sparsity}, steps, joint=True)
@@ -173,12 +177,15 @@ def _goal(targets: Targets, done: float, dense: Size, fewest: int | None, *, exa
         math.inf if share is None else math.floor((1 - done * (1 - share)) * whole + 1e-6)
         for share, whole in ((targets.macs, dense.macs), (targets.params, dense.params))
     )
-    return Goal(channels, macs, params, exact)
+    latency = math.inf
+    if targets.latency is not None and dense.latency is not None:
+        latency = (1 - done * (1 - targets.latency)) * dense.latency * (1 + 1e-9)
+    return Goal(channels, macs, params, exact, latency)
 
 
 def _check_reach(targets: Targets, dense: Size, smallest: Size, free: bool) -> None:
     if targets == Targets(None, None, None, None) and not free:
-        raise UserError("schedule.sparsity=null: nothing says how much goes; set it, or budget.macs, budget.params or budget.max_drop")
+        raise UserError("schedule.sparsity=null: nothing says how much goes; set it, or budget.macs, .params, .latency or .max_drop")
     if smallest.channels == dense.channels:
         raise UserError("schedule: nothing may go; lower schedule.min_keep or schedule.round_to, or raise schedule.max_sparsity")
     beyond = out_of_reach(targets, dense, smallest)
@@ -193,13 +200,32 @@ def out_of_reach(targets: Targets, dense: Size, smallest: Size) -> tuple[str, st
     most = 1 - smallest.channels / dense.channels
     if targets.sparsity is not None and math.ceil(targets.sparsity * dense.channels - 1e-6) > dense.channels - smallest.channels:
         return "sparsity", f"at most {_down(most)} is within reach"
+    fastest = smallest.latency / dense.latency if smallest.latency is not None and dense.latency is not None else 0.0
     for name, share, least in (
         ("macs", targets.macs, smallest.macs / dense.macs),
         ("params", targets.params, smallest.params / dense.params),
+        ("latency", targets.latency, fastest),
     ):
         if share is not None and share < least:
             return name, f"{_up(least)} to 1 of the dense network's is within reach"
     return None
+
+
+def reach_rows(targets: Targets, dense: Size, smallest: Size) -> list[dict[str, str]]:
+    """What may be asked, for people: the smallest that is within reach, what was asked, and the dense network's."""
+    rows = []
+    for name, least, share, whole in (
+        ("channels", smallest.channels, None if targets.sparsity is None else 1 - targets.sparsity, dense.channels),
+        ("MACs", smallest.macs, targets.macs, dense.macs),
+        ("parameters", smallest.params, targets.params, dense.params),
+        ("latency ms, predicted", smallest.latency, targets.latency, dense.latency),
+    ):
+        if least is None or whole is None:
+            continue
+        show = count if name != "latency ms, predicted" else lambda seconds: f"{1000 * seconds:.3f}"
+        floor, asked = f"{show(least)} ({least / whole:.3f})", "" if share is None else f"≤ {show(share * whole)} ({share:g})"
+        rows.append({"": name, "floor": floor, "target": asked, "dense": show(whole)})
+    return rows
 
 
 def _down(share: float) -> str:

@@ -24,7 +24,7 @@ from rlprune.search.schedule import Size
 log = logging.getLogger(__name__)
 Measure = Callable[[nn.Module], float]
 Reward = Callable[..., float]
-"""Called with accuracy, flops_ratio and params_ratio by name, all fractions."""
+"""Called with accuracy, flops_ratio and params_ratio by name, all fractions; latency_ratio too where its `reads_latency` is true."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,10 @@ class Task:
     def worth(self, accuracy: float, counts: np.ndarray) -> float:
         """The run's reward for a network of this accuracy without `counts` units of each group."""
         macs, params, dense = self.graph.cost.macs(counts), self.graph.cost.params(counts), self.environment.dense
-        return self.environment.reward(accuracy=accuracy, flops_ratio=1 - macs / dense.macs, params_ratio=1 - params / dense.params)
+        ratios = {"flops_ratio": 1 - macs / dense.macs, "params_ratio": 1 - params / dense.params}
+        if getattr(self.environment.reward, "reads_latency", False) and self.graph.clock is not None:
+            ratios["latency_ratio"] = 1 - float(self.graph.seconds(counts)) / self.graph.clock.dense
+        return self.environment.reward(accuracy=accuracy, **ratios)
 
     def report(self, **values: float | str | None) -> None:
         """Tell the run about one episode: its numbers become a row of episodes.csv and the curves of episodes.png."""

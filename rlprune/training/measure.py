@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlprune.cost import machine
 from rlprune.errors import UserError
 from rlprune.files import read_json, write_json
 from rlprune.graph.run import copy_module
@@ -113,10 +114,3 @@ def _key(execution: Execution, network: nn.Module, example: Tensor, count: int) 
     ways = list(map(str, execution.ways))
     facts = [repr(network), tuple(example.shape[1:]), count, machine(execution.device), torch.__version__, ways]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def machine(device: torch.device) -> str:
-    """What speed depends on beyond the program."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,247 @@
+"""From a network to its latency model: tables, measured once on a machine, and whole networks that it is fitted to and checked on."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from rlprune.cost import machine
+from rlprune.files import write_json
+from rlprune.graph import ChannelGraph, prune
+from rlprune.graph.labels import tensors_in
+from rlprune.graph.run import call
+from rlprune.latency.calls import shrinking_calls
+from rlprune.latency.keeping import digest, recall
+from rlprune.latency.timing import Grid, dense_width, device_of, make_grid, synchronise, time_grids
+from rlprune.latency_model import AXES, Check, LatencyModel, padded
+
+log = logging.getLogger(__name__)
+VERSION = 1  # of what is kept; it rises when measuring changes
+FITTED = ("dense", "half", "smallest")  # networks that overhead and factor are fitted to
+CHECKED = 4  # others, drawn at random, that tell the error
+WHOLE_SECONDS, WHOLE_ROUNDS = 0.4, (7, 60)  # of passes of one whole network, and how many, at least and at most
+
+
+def latency_model(
+    network: nn.Module,
+    graph: ChannelGraph,
+    kept_counts: Mapping[str, np.ndarray],
+    example: Any,
+    *,
+    where: str,
+    cache: Path | None,
+    own: Path | None = None,
+) -> LatencyModel:
+    """Predicts the latency of every plan within `kept_counts`.
+
+    Every distinct call of the network is timed on its own over the widths that it may have; overhead and factor, which the calls on their
+    own do not show, are fitted to three whole networks, and four others tell the error. What was measured on this machine before is not
+    measured again.
+
+    Args:
+        network: that `graph` was traced on; it is not changed. In float32, as stored.
+        graph: its channel graph.
+        kept_counts: numbers of units that each group may keep, descending, by name.
+        example: a batch of inputs, on the device; its length is the batch size.
+        where: what speed depends on beyond the program.
+        cache: folder of what was measured before; None: nothing is kept.
+        own: file that keeps the model of this run, so that it goes on as it began.
+
+    Raises:
+        UserError: the calls of the network change when units go, so that no table can tell.
+    """
+    device = device_of(example)
+    subject = prune(network, graph, {}).eval().to(memory_format=torch.contiguous_format)
+    most = np.array([int(counts[0] - counts[-1]) for counts in (kept_counts[group.name] for group in graph.groups)])
+    calls = shrinking_calls(subject, graph, example, np.flatnonzero(most).tolist())
+    network_bytes = sum(tensor.numel() * tensor.itemsize for tensor in subject.parameters())
+    grids = [make_grid(shrinking, most, network_bytes) for shrinking in calls]
+    facts = [VERSION, where, torch.__version__, str(device), most.tolist(), graph.num_units.tolist(), [_describe(grid) for grid in grids]]
+    name = digest(facts)
+    path = None if cache is None else cache / f"latency-{name}.json"
+    known = _known(own, name) or _known(path, name)
+    if known is not None:
+        _keep(known, name, own)
+        return known
+    started = time.perf_counter()
+    tables = None if cache is None else cache / f"latency-tables-{digest([VERSION, where, torch.__version__, str(device)])}.json"
+    model = _assembled(graph, grids, _batch_size(example), device, tables)
+    model = _fitted(model, subject, graph, most, example)
+    seconds = time.perf_counter() - started
+    log.info(
+        "latency model: %d calls in %d tables; dense %.3f ms; measured in %.1f s", len(calls), len(model.values), 1e3 * model.dense, seconds
+    )
+    _keep(model, name, own, path)
+    return model
+
+
+def with_latency(
+    model: nn.Module, graph: ChannelGraph, example_inputs: Any, *, min_keep: int = 1, cache: str | Path | None = None
+) -> ChannelGraph:
+    """The same graph, which now predicts latency: `graph.latency(keep)` in seconds, for inputs like these on their device, in float32.
+
+    Args:
+        model: that `graph` was traced on; it is not changed.
+        graph: its channel graph.
+        example_inputs: a batch of inputs on the device that is asked about: a tensor, a tuple of arguments or a dict of keyword arguments.
+        min_keep: units that stay in every group, at least; the tables end there.
+        cache: folder that keeps what was measured, for the next time; None: nothing is kept.
+
+    Raises:
+        UserError: the calls of the network change when units go.
+    """
+    kept_counts = {group.name: np.arange(group.num_units, min(min_keep, group.num_units) - 1, -1) for group in graph.groups}
+    where = machine(device_of(example_inputs))
+    clock = latency_model(model, graph, kept_counts, example_inputs, where=where, cache=None if cache is None else Path(cache).expanduser())
+    return replace(graph, clock=clock)
+
+
+def _assembled(graph: ChannelGraph, grids: Sequence[Grid], batch_size: int, device: torch.device, cache: Path | None) -> LatencyModel:
+    """Tables and terms; overhead and factor are not known yet."""
+    distinct = {grid.key: grid for grid in grids}
+    seconds = _measured(distinct, device, cache)
+    shrinking = [grid for grid in distinct.values() if grid.steps]
+    numbers = {grid.key: number for number, grid in enumerate(shrinking)}
+    fixed, terms = 0.0, Counter[tuple[int, Any, Any]]()
+    for grid in grids:
+        if not grid.steps:
+            fixed += float(seconds[grid.key])
+            continue
+        axes = [(dense_width(grid.call, axis), axis.taken) for axis in grid.call.axes]
+        if len(axes) > AXES:
+            axes = [(sum(width for width, _ in axes), tuple(np.sum([taken for _, taken in axes], axis=0).tolist()))]
+        axes += [(0.0, (0,) * len(graph.groups))] * (AXES - len(axes))
+        terms[numbers[grid.key], tuple(width for width, _ in axes), tuple(taken for _, taken in axes)] += 1
+    nodes, values = _tables(shrinking, seconds)
+    return LatencyModel(
+        groups=tuple(group.name for group in graph.groups),
+        units=graph.num_units,
+        table=np.array([table for table, _, _ in terms], dtype=int),
+        widths=np.array([widths for _, widths, _ in terms]).reshape(-1, AXES).T,
+        taken=np.array([taken for _, _, taken in terms], dtype=int).reshape(-1, AXES, len(graph.groups)).transpose(1, 0, 2),
+        times=np.array(list(terms.values()), dtype=float),
+        nodes=nodes,
+        values=values,
+        fixed=fixed,
+        overhead=0.0,
+        factor=1.0,
+        batch_size=batch_size,
+    )
+
+
+def _tables(grids: Sequence[Grid], seconds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes, (axis, table, node), and seconds, (table, node, node), as `LatencyModel` has them; with a single axis, columns are equal."""
+    longest = max([2, *(len(row) for grid in grids for row in grid.widths)])
+    values, nodes = np.zeros((len(grids), longest, longest)), [[[0.0, 1.0]] * len(grids) for _ in range(AXES)]
+    for number, grid in enumerate(grids):
+        table = seconds[grid.key]
+        table = np.repeat(table[:, None], 2, axis=1) if table.ndim == 1 else table
+        values[number, : table.shape[0], : table.shape[1]] = table
+        for axis, row in enumerate(grid.widths):
+            nodes[axis][number] = list(row)
+    return padded(nodes, values.tolist()), values
+
+
+def _measured(grids: Mapping[str, Grid], device: torch.device, cache: Path | None) -> dict[str, np.ndarray]:
+    """Seconds at the nodes of every grid, by its key: kept ones, or measured now."""
+    kept = {} if cache is None else recall(cache)
+    found = {key: np.array(kept[digest([key])]) for key in grids if digest([key]) in kept}
+    missing = [grid for key, grid in grids.items() if key not in found]
+    if not missing:
+        return found
+    nodes = 2 * sum(int(np.prod([len(row) for row in grid.steps])) for grid in missing)
+    with tqdm(total=nodes, desc="latency of calls", unit="node", leave=False) as bar:
+        for grid, table in zip(missing, time_grids(missing, device, bar.update), strict=True):
+            found[grid.key] = table
+    if cache is not None:  # another run may have added some in the meantime
+        write_json(cache, {**recall(cache), **{digest([grid.key]): found[grid.key].tolist() for grid in missing}})
+    return found
+
+
+def _fitted(model: LatencyModel, network: nn.Module, graph: ChannelGraph, most: np.ndarray, example: Any) -> LatencyModel:
+    """The model with overhead and factor, checked on networks that it was not fitted to."""
+    generator = np.random.default_rng(0)
+    counts = dict(zip(FITTED, (np.zeros(len(most), dtype=int), most // 2, most), strict=True))
+    counts |= {f"random {number}": (most * generator.uniform(0, 1, len(most))).astype(int) for number in range(1, CHECKED + 1)}
+    networks = {}
+    for name, gone in counts.items():
+        keep = {group.name: np.arange(group.num_units - count) for group, count in zip(graph.groups, gone.tolist(), strict=True)}
+        networks[name] = prune(network, graph, keep)
+    measured = measure_networks(networks, example)
+    left = np.array([graph.num_units - gone for gone in counts.values()])
+    model = _scaled(model, model.seconds(left[: len(FITTED)]), np.array([measured[name] for name in FITTED]))
+    kept = left @ graph.channels_per_unit / graph.num_channels
+    rows = zip(counts, kept.tolist(), model.seconds(left).tolist(), strict=True)
+    checks = [Check(name, share, predicted, measured[name]) for name, share, predicted in rows]
+    return replace(model, checks=tuple(check for check in checks if check.name not in FITTED[1:]))
+
+
+def _scaled(model: LatencyModel, looked_up: np.ndarray, measured: np.ndarray) -> LatencyModel:
+    """Overhead and factor by least squares of the relative error, neither negative."""
+    table = np.stack([np.ones(len(measured)), looked_up], axis=1) / measured[:, None]
+    overhead, factor = np.linalg.lstsq(table, np.ones(len(measured)), rcond=None)[0]
+    if overhead < 0 or factor <= 0:
+        overhead, factor = 0.0, float(np.mean(measured / looked_up))
+    return replace(model, overhead=float(overhead), factor=float(factor))
+
+
+@torch.inference_mode()
+def measure_networks(networks: Mapping[str, nn.Module], example: Any) -> dict[str, float]:
+    """Seconds of a forward pass of every network at best, in turn, so that a busy moment hurts all; in eval mode.
+
+    Args:
+        networks: by name, on the device of the inputs.
+        example: a batch of inputs.
+    """
+    device = device_of(example)
+    for network in networks.values():
+        network.eval()
+        call(network, example)
+    once = sum(_pass(network, example, device) for network in networks.values()) / len(networks)
+    rounds = int(np.clip(WHOLE_SECONDS / once, *WHOLE_ROUNDS))
+    samples: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in tqdm(range(rounds), desc="latency of networks", unit="round", leave=False, delay=1):
+        for name, network in networks.items():
+            call(network, example)  # what the network before has left in the caches is not this one's fault
+            samples[name].append(_pass(network, example, device))
+    return {name: min(values) for name, values in samples.items()}
+
+
+def _pass(network: nn.Module, example: Any, device: torch.device) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    call(network, example)
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def _describe(grid: Grid) -> list[Any]:
+    return [grid.key, [axis.taken for axis in grid.call.axes]]
+
+
+def _batch_size(example: Any) -> int:
+    first = next(iter(tensors_in(example)))
+    return first.shape[0] if first.ndim else 1
+
+
+def _keep(model: LatencyModel, name: str, *paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            write_json(path, {"name": name, "model": model.as_dict()})
+
+
+def _known(path: Path | None, name: str) -> LatencyModel | None:
+    """The model that a file keeps under this name; None where there is none."""
+    kept = recall(path)
+    try:
+        return LatencyModel.from_dict(kept["model"]) if kept.get("name") == name else None
+    except (KeyError, TypeError, ValueError):  # damaged: it is measured
+        return None
