@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from rlprune.graph import ChannelGraph, mask, prune, rebind, trace, verify
     from rlprune.latency.build import with_latency
     from rlprune.results.artefact import load
+    from rlprune.results.drawing import draw
     from rlprune.search.pruning_env import pruning_env
 
-__all__ = ["ChannelGraph", "load", "mask", "prune", "pruning_env", "rebind", "trace", "verify", "with_latency"]
+__all__ = ["ChannelGraph", "draw", "load", "mask", "prune", "pruning_env", "rebind", "trace", "verify", "with_latency"]
 
 _HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "rebind", "trace", "verify"), "rlprune.graph") | {
+    "draw": "rlprune.results.drawing",
     "load": "rlprune.results.artefact",
     "pruning_env": "rlprune.search.pruning_env",
     "with_latency": "rlprune.latency.build",

@@ -174,6 +174,8 @@ class SensitivityConfig(RunConfig):
 class InspectConfig(RunConfig):
     """`rlprune inspect`."""
 
+    run: str | None = MISSING  # run or artefact folder: what its plan removed; null: the dense network of `model`
+    draw: str = MISSING  # png, svg, pdf or none: of what is drawn beside the table
     ignore: list[str] = MISSING
     verify: bool = MISSING  # prove every group: zeroed equals removed
     sheet: bool = MISSING  # show the data set instead: sizes, class balance, a sheet of pictures
@@ -232,6 +234,8 @@ def check_ranges(config: Any) -> None:
         _require(config.dense_seed >= 0, f"dense_seed={config.dense_seed}", "must be ≥ 0")
     if isinstance(config, SensitivityConfig):
         _check_sensitivity(config)
+    if isinstance(config, InspectConfig):
+        _require(config.draw in ("png", "svg", "pdf", "none"), f"draw={config.draw}", "must be one of png, svg, pdf, none")
     if isinstance(config, PruneConfig):
         known = not config.schedule.joint or config.schedule.steps is not None
         _require(known, "schedule.steps=null", "must be the epochs of joint training, such as schedule.steps='${training.epochs}'")

@@ -152,7 +152,7 @@ def test_of_a_run_the_dense_and_the_pruned_network_are_measured(rlprune):
     assert (code, "pruned layer3.2.conv1" in err) == (0, True)  # the bar says where it is
     frame, result = measured("outputs/s")
     assert {path.name for path in Path("outputs/s").iterdir()} == {
-        "config.yaml", "log.txt", "result.json", "sensitivity.csv", "sensitivity.png", "table.md",
+        "config.yaml", "log.txt", "result.json", "sensitivity.csv", "sensitivity.png", "curves.png", "table.md",
     }  # fmt: skip
     assert list(frame) == ["network", "group", "units", "removed", "share", "accuracy", "drop"]
     whole = {network["name"]: network["search_top1"] for network in result["networks"]}

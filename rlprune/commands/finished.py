@@ -9,14 +9,16 @@ from hydra.core.hydra_config import HydraConfig
 
 from rlprune.checkpoint import load_into, load_weights
 from rlprune.commands.adopt import adopt_origin
-from rlprune.commands.setup import load_checkpoint, make_network, make_setup
+from rlprune.commands.setup import load_checkpoint, make_execution, make_network, make_setup
+from rlprune.errors import UserError
 from rlprune.files import read_json
 from rlprune.graph import trace
 from rlprune.provenance import provenance
-from rlprune.results.artefact import Artefact, find_artefact, load_artefact
+from rlprune.results.artefact import Artefact, find_artefact, load_architecture, load_artefact
+from rlprune.results.inspection import Inspected
 from rlprune.search.sensitivity import Subject
 from rlprune.setup import Setup
-from rlprune.skeleton import EvaluateConfig, SensitivityConfig
+from rlprune.skeleton import EvaluateConfig, InspectConfig, SensitivityConfig
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,26 @@ def open_run(config: EvaluateConfig | SensitivityConfig, choices: dict[str, str]
     dense_seed = int(artefact.plan.get("dense_seed", artefact.plan["seed"]))
     adopt_origin(config, choices, artefact.origin, dense_seed, HydraConfig.get().overrides.task)
     return folder, artefact, make_setup(config, choices).fitted_to(artefact.origin)
+
+
+def plan_of_run(config: InspectConfig) -> Inspected:
+    """What the plan of `config.run` made of its dense network. Its images are not needed, its weights only where they are to be proved.
+
+    Raises:
+        UserError: as `open_run`, or a setting contradicts the plan.
+    """
+    given = {"checkpoint": config.checkpoint, "ignore": config.ignore, "image_size": config.image_size, "sheet": config.sheet}
+    keys = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
+    settings = [key for key in keys if key.partition(".")[0] == "dataset" or (key.startswith("model.") and "model" not in keys)]
+    for key in [key for key, value in given.items() if value] + settings:
+        raise UserError(f"{key}: goes not with run, whose plan says what the network is; leave one of them out")
+    device = make_execution(config).device
+    folder = find_artefact(Path(str(config.run)))
+    load = load_artefact if config.verify else load_architecture
+    artefact = load(folder, partial(make_network, config)) if named("model") else load(folder)
+    example = torch.randn(1, *artefact.origin.shape, generator=torch.Generator().manual_seed(config.seed)).to(device)
+    title = f"{folder}: {artefact.origin.network_name}"
+    return Inspected(title, artefact.network.to(device).eval(), artefact.graph, artefact.keep, example)
 
 
 def load_dense(config: SensitivityConfig, folder: Path, artefact: Artefact) -> str | None:

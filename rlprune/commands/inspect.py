@@ -7,19 +7,22 @@ from rlprune.commands.job import command
 from rlprune.skeleton import InspectConfig
 
 if TYPE_CHECKING:
+    from rlprune.results.inspection import Inspected
     from rlprune.setup import Setup
 
 
 @command("inspect")
 def main(config: InspectConfig, run_dir: Path, choices: dict[str, str]) -> None:
-    """Print groups, kept layers, MACs, parameters and, if asked, the proof of every group; with `sheet`, the data set instead."""
+    """Print and draw groups, what a run removed of them, and, if asked, the proof of every group; with `sheet`, the data set instead."""
+    from rlprune.commands.finished import plan_of_run
     from rlprune.commands.setup import make_setup
 
-    setup = make_setup(config, choices)
-    if config.sheet:
-        _show_data(config, setup, run_dir, choices["dataset"])
+    if config.run is not None:
+        _show_network(config, plan_of_run(config), run_dir)
+    elif config.sheet:
+        _show_data(config, make_setup(config, choices), run_dir, choices["dataset"])
     else:
-        _show_network(config, setup, run_dir)
+        _show_network(config, _of_model(config, make_setup(config, choices)), run_dir)
 
 
 def _show_data(config: InspectConfig, setup: "Setup", run_dir: Path, name: str) -> None:
@@ -33,16 +36,15 @@ def _show_data(config: InspectConfig, setup: "Setup", run_dir: Path, name: str) 
     print(f"{text}\n\nwrote {run_dir / 'sheet.png'} and dataset.md")
 
 
-def _show_network(config: InspectConfig, setup: "Setup", run_dir: Path) -> None:
+def _of_model(config: InspectConfig, setup: "Setup") -> "Inspected":
+    """The dense network that the line describes."""
     import torch
 
     from rlprune.commands.setup import load_checkpoint, make_network
     from rlprune.errors import UserError
-    from rlprune.files import write_text
-    from rlprune.graph import trace, verify
+    from rlprune.graph import trace
     from rlprune.provenance import provenance
-    from rlprune.results.tables import count as short
-    from rlprune.results.tables import frozen_table, group_table, to_markdown
+    from rlprune.results.inspection import Inspected
 
     network = make_network(config, setup.origin).to(setup.execution.device)
     if config.checkpoint is not None:
@@ -54,20 +56,23 @@ def _show_network(config: InspectConfig, setup: "Setup", run_dir: Path) -> None:
     example = torch.randn(1, channels, *([side, side] if side else size), generator=torch.Generator().manual_seed(config.seed))
     example = example.to(setup.execution.device)
     graph = trace(network, example, ignore=config.ignore, prove=False if config.verify else None)
-    report = verify(network, example, graph, seed=config.seed) if config.verify else None
-    cost = f"{short(graph.macs({}))} MACs, {short(graph.params({}))} parameters"
-    parts = [
-        *(f"warning: {warning}" for warning in graph.warnings),
-        to_markdown(group_table(graph, report.groups if report else {})) if graph.groups else "no channel can be removed",
-        to_markdown(frozen_table(graph)) if graph.frozen else "",
-        f"images of {'×'.join(map(str, example.shape[1:]))}: {len(graph.groups)} groups, {graph.num_channels} prunable channels; {cost}",
-    ]
-    if report and graph.groups:
-        proof = f"every group, and all at once: zeroed equals removed, outputs and gradients (tolerance {report.together.tolerance:.0e})"
-        parts.append(proof if report.exact else f"all at once: {report.together}")
-    text = "\n\n".join(part for part in parts if part)
-    print(text)
+    return Inspected(setup.origin.network_name, network, graph, None, example)
+
+
+def _show_network(config: InspectConfig, subject: "Inspected", run_dir: Path) -> None:
+    from rlprune.errors import UserError
+    from rlprune.files import write_text
+    from rlprune.results.drawing import draw
+    from rlprune.results.inspection import inspection_text
+
+    report = subject.prove(config.seed) if config.verify else None
+    text = inspection_text(subject, report)
     write_text(run_dir / "groups.md", text + "\n")
+    drawn = "" if config.draw == "none" else f"groups.{config.draw}"
+    if drawn:
+        draw(subject.graph, run_dir / drawn, subject.keep, title=subject.title)
+    hint = f"\n\nwhat each group costs when it is pruned alone: rlprune sensitivity run={config.run}" if config.run is not None else ""
+    print(f"{text}{hint}\n\nwrote {run_dir / 'groups.md'}{f' and {drawn}' if drawn else ''}")
     if report and not report.exact:
         failed = ", ".join(report.failed) or "together"
         raise UserError(f"groups {failed}: removing differs from zeroing; leave them alone with ignore=[...]")

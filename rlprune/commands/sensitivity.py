@@ -45,7 +45,7 @@ def main(config: SensitivityConfig, run_dir: Path, choices: dict[str, str]) -> N
     )
     frame = job.run()
     print(f"\n{sensitivity_text(frame, len(job.evaluator))}\n")
-    logging.getLogger("rlprune").info("wrote to %s: sensitivity.csv  sensitivity.png  table.md  result.json", run_dir)
+    logging.getLogger("rlprune").info("wrote to %s: sensitivity.csv  sensitivity.png  curves.png  table.md  result.json", run_dir)
 
 
 def _of_model(config: SensitivityConfig, choices: dict[str, str], run_dir: Path) -> tuple["Setup", list["Subject"]]:

@@ -14,7 +14,7 @@ from rlprune.graph.labels import layer_of
 
 MAX_ROWS = 400  # of more layers those with the most MACs get a row; the picture would be taller than any screen takes
 TIED_COLOURS = 8  # that lanes of tied layers take in turn
-OTHER = "other products"  # row of the MACs that no layer's weight does: of activations with each other
+OTHER = "other multiplications"  # of activations with each other, or inside of operations that the trace does not look into
 
 
 class Units(NamedTuple):
@@ -45,6 +45,7 @@ class Row:
         groups: that it produces, by name.
         begins: groups whose first layer it is.
         reasons: why channels of it are left alone; empty where none is.
+        summed: it stands for what has no row of its own.
     """
 
     layer: str
@@ -55,6 +56,7 @@ class Row:
     groups: tuple[str, ...]
     begins: tuple[Units, ...]
     reasons: tuple[str, ...]
+    summed: bool = False
 
     @property
     def note(self) -> str:
@@ -97,7 +99,7 @@ class Lane:
 class Diagram:
     """Rows in network order, lanes, and totals as (dense, kept).
 
-    `left_out` layers have no row of their own: the last row is their sum.
+    `left_out` layers have no row of their own: one behind the others is their sum.
     """
 
     rows: tuple[Row, ...]
@@ -215,7 +217,8 @@ def _rows(graph: ChannelGraph, counts: np.ndarray, shown: Sequence[str], macs: M
 def _sum(name: str, layers: Iterable[str], macs: Mapping[str, float], kept: Mapping[str, float]) -> Row:
     """A row for what has none of its own."""
     layers = list(layers)
-    return Row(name, sum(macs.get(layer, 0.0) for layer in layers), sum(kept.get(layer, 0.0) for layer in layers), 0, 0, (), (), ())
+    dense, left = (sum(table.get(layer, 0.0) for layer in layers) for table in (macs, kept))
+    return Row(name, dense, left, 0, 0, (), (), (), summed=True)
 
 
 def _lanes(graph: ChannelGraph, places: Mapping[str, int]) -> list[Lane]:

@@ -12,7 +12,7 @@ from rlprune.graph import ChannelGraph
 from rlprune.graph.channel_graph import Keep
 from rlprune.results.diagram import Diagram, Lane, Row, diagram
 from rlprune.results.plots import COLOURS
-from rlprune.results.tables import count
+from rlprune.results.tables import change, count
 
 FORMATS = ("png", "svg", "pdf")
 LAYER, CHANNELS, MACS, UNITS = "layer", "channels", "MACs", "units of the group that begins here"
@@ -22,7 +22,8 @@ TIED = tuple(colour for colour in COLOURS if colour not in (ALONE, "#000000"))  
 FONT, TITLE, HINTING = 7.0, 9.0, 1.06  # points, points, and how much wider pixels make a text
 LINE, HEAD, FOOT, GAP = 0.165, 0.8, 0.55, 0.14  # inches: of a row, above and below the rows, between columns
 TIED_PITCH, READ_PITCH = 0.14, 0.07  # inches between lanes
-BAR, LEAST_WIDTH = 2.2, 6.0  # inches: of the largest layer, and of the figure
+BAR, THICK, LEAST_WIDTH = 2.2, 0.11, 6.0  # inches: the longest bar, how thick bars are, and the figure
+HATCH = "//////"
 DOTS = 4  # a group of one layer that more layers read gets a tick at the last of them instead of a dot at each
 NOTE = 64  # letters of a note; groups.md, and graph.frozen, have reasons in full
 
@@ -129,16 +130,18 @@ def _draw_texts(axes: Any, rows: Sequence[Row], columns: _Columns, middles: Sequ
 def _draw_bars(axes: Any, shown: Diagram, left: float, middles: Sequence[float]) -> None:
     """MACs that stay, full, and behind them those that go, pale and hatched; in the colour of the row's lane."""
     tied = {lane.group: TIED[lane.colour] for lane in shown.lanes if lane.tied}
-    inch = BAR / max([row.macs for row in shown.rows] + [1.0])
-    colours = [next((tied[name] for name in row.groups if name in tied), ALONE if row.groups else KEPT) for row in shown.rows]
-    stay = [inch * row.macs_kept for row in shown.rows]
-    axes.barh(middles, stay, 0.68 * LINE, left, color=colours)
-    gone = [place for place, row in enumerate(shown.rows) if row.macs > row.macs_kept]
+    rows = [row for row in shown.rows if not row.summed]  # which stand in front
+    inch = BAR / max([row.macs for row in rows] + [1.0])
+    colours = [next((tied[name] for name in row.groups if name in tied), ALONE if row.groups else KEPT) for row in rows]
+    axes.barh(middles[: len(rows)], [inch * row.macs_kept for row in rows], THICK, left, color=colours)
+    gone = [
+        (middle, inch * (row.macs - row.macs_kept), left + inch * row.macs_kept, colour)
+        for row, middle, colour in zip(rows, middles, colours, strict=False)
+        if row.macs > row.macs_kept
+    ]
     if gone:
-        edges, sizes = [left + stay[place] for place in gone], [inch * shown.rows[place].macs - stay[place] for place in gone]
-        shades = [colours[place] for place in gone]
-        ys = [middles[place] for place in gone]
-        axes.barh(ys, sizes, 0.68 * LINE, edges, facecolor="white", edgecolor=shades, hatch="//////", linewidth=0.4)
+        ys, sizes, edges, shades = zip(*gone, strict=True)
+        axes.barh(ys, sizes, THICK, edges, facecolor="white", edgecolor=shades, hatch=HATCH, linewidth=0.4)
 
 
 def _draw_lane(axes: Any, lane: Lane, columns: _Columns, middles: Sequence[float], *, dots: bool) -> None:
@@ -165,7 +168,7 @@ def _legend(figure: Any, shown: Diagram) -> None:
     tied, alone = (any(lane.tied == kind for lane in shown.lanes) for kind in (True, False))
     bars: list[Any] = [Patch(color=ALONE, label="MACs; blue: of a layer tied to no other")]
     if shown.macs[0] > shown.macs[1]:
-        bars.append(Patch(facecolor="white", edgecolor=ALONE, hatch="//////", linewidth=0.4, label="removed"))
+        bars.append(Patch(facecolor="white", edgecolor=ALONE, hatch=HATCH, linewidth=0.4, label="removed"))
     if any(not row.groups for row in shown.rows):
         bars.append(Patch(color=KEPT, label="of a layer whose channels are kept"))
     lanes: list[Any] = []
@@ -193,11 +196,8 @@ def _dense(shown: Diagram) -> bool:
 def _total(shown: Diagram) -> str:
     """What the whole network has, before and after."""
     parts = [f"{shown.num_groups} group{'s' * (shown.num_groups != 1)}"]
-    for (dense, kept), name in ((shown.channels, "prunable channels"), (shown.macs, "MACs"), (shown.params, "parameters")):
-        short = str if name == "prunable channels" else count
-        parts.append(
-            f"{short(dense)} {name}" if dense == kept else f"{short(dense)} → {short(kept)} {name} (−{100 * (1 - kept / dense):.1f} %)"
-        )
+    parts.append(change(*shown.channels, "prunable channels", str))
+    parts += [change(*shown.macs, "MACs"), change(*shown.params, "parameters")]
     if shown.left_out:
         parts.append(f"the {shown.left_out} layers with the fewest MACs are drawn as one")
     return ",  ".join(parts)

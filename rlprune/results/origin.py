@@ -29,6 +29,11 @@ class Origin:
         """Of one image: (C, H, W)."""
         return (self.in_channels, *self.image_size)
 
+    @property
+    def network_name(self) -> str:
+        """The choice, and which of several networks it stands for: `resnet20`, `torchvision resnet50`."""
+        return " ".join([self.model, *(str(self.model_settings[key]) for key in ("name", "target") if self.model_settings.get(key))])
+
     def build(self) -> nn.Module:
         """The dense network, with weights as initialised.
 

@@ -1,4 +1,4 @@
-"""What each channel group costs when it is pruned alone, as a table and as heatmaps."""
+"""What each channel group costs when it is pruned alone, as a table, as heatmaps and as curves."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rlprune.files import write_atomically
+from rlprune.results.plots import COLOURS
 from rlprune.results.tables import to_markdown
 
 CHEAP = 1.0  # points: units that cost no more are called cheap
@@ -17,6 +18,9 @@ ROW, FONT = 0.16, 7.0  # inches of a group, points of its name
 GAP = 0.02  # inches that two labels of the share axis keep at least between them
 EM = 0.62  # of the font size: the width of a letter, at most on average
 GREY, LINE = "0.88", "#D55E00"
+PANELS, PANEL, ACROSS = 60, (1.55, 1.15), 6  # panels of curves at most, inches of each, and how many stand side by side
+Curve = tuple[list[float], list[float]]
+"""Units removed and top-1, both in percent; from the whole network on."""
 
 
 def sensitivity_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -91,6 +95,83 @@ def sensitivity_figure(frame: pd.DataFrame, *, width: float = 7.0) -> Any:
     figure.suptitle("top-1 lost when one group alone is pruned (points)", fontsize=FONT + 2)
     _legend(figure, grey=any(np.ma.getmaskarray(axes.images[0].get_array()).any() for axes in all_axes))
     return figure
+
+
+def curves(frame: pd.DataFrame) -> dict[str, dict[str, Curve]]:
+    """Accuracy against sparsity of each group alone: group, in network order → network → curve.
+
+    Args:
+        frame: rows of sensitivity.csv; accuracies are fractions.
+    """
+    found: dict[str, dict[str, Curve]] = {}
+    for (group, network), rows in frame.groupby(["group", "network"], sort=False):
+        points = {0.0: 100 * float(rows["accuracy"].iloc[0] + rows["drop"].iloc[0])}
+        shares = 100 * rows["removed"] / rows["units"]
+        points |= dict(zip(shares.tolist(), (100 * rows["accuracy"]).tolist(), strict=True))  # several shares may be as many units
+        found.setdefault(str(group), {})[str(network)] = (list(points), list(points.values()))
+    return found
+
+
+def steepest(found: dict[str, dict[str, Curve]], number: int = PANELS) -> dict[str, dict[str, Curve]]:
+    """Those groups, in network order, that lose the most somewhere; all if there are no more than `number`."""
+    worst = {group: max(top1[0] - min(top1) for _, top1 in lines.values()) for group, lines in found.items()}
+    chosen = set(sorted(worst, key=lambda group: -worst[group])[:number])
+    return {group: lines for group, lines in found.items() if group in chosen}
+
+
+def plot_curves(path: Path, frame: pd.DataFrame) -> None:
+    """Draw `curves_figure` as a PNG file."""
+    write_atomically(path, lambda temporary: curves_figure(frame).savefig(temporary, dpi=150, format="png"))
+
+
+def curves_figure(frame: pd.DataFrame) -> Any:
+    """A panel a group, in network order and on shared axes: a line a network, dotted where its whole network is.
+
+    Args:
+        frame: rows of sensitivity.csv; of more than `PANELS` groups the steepest are drawn, and the title says so.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    everything = curves(frame)
+    shown, networks = steepest(everything), list(frame["network"].unique())
+    columns = min(ACROSS, len(shown))
+    rows, width = math.ceil(len(shown) / columns), max(4.5, columns * PANEL[0] + 0.6)
+    height = rows * PANEL[1] + 1.15
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.5 / width, 0.65 / height, 1 - 0.1 / width, 1 - 0.5 / height, wspace=0.12, hspace=0.32)  # constrained is slow
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel())
+    letters = int(72 * (width - 0.6) / columns / (FONT * EM))
+    for axes, (group, lines) in zip(panels, shown.items(), strict=False):
+        _curve_panel(axes, lines, networks)
+        axes.set_title(group if len(group) <= letters else f"…{group[1 - letters :]}", fontsize=FONT, pad=3, parse_math=False)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    for axes in panels[max(0, len(shown) - columns) : len(shown)]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("units removed (%)", fontsize=FONT, labelpad=1)
+    panels[0].set(xlim=(0, 100), xticks=[0, 25, 50, 75, 100])
+    figure.supylabel("top-1 (%)", fontsize=FONT + 1, x=0.1 / width)
+    more = f"; the {len(shown)} steepest of {len(everything)}" if len(everything) > len(shown) else ""
+    figure.suptitle(f"accuracy when one group alone is pruned{more}", fontsize=FONT + 2, y=1 - 0.15 / height)
+    _curve_legend(figure, networks)
+    return figure
+
+
+def _curve_panel(axes: Any, lines: dict[str, Curve], networks: list[str]) -> None:
+    for network, (removed, top1) in lines.items():
+        colour = COLOURS[networks.index(network)]
+        axes.axhline(top1[0], color=colour, linestyle=":", linewidth=0.8)
+        axes.plot(removed, top1, color=colour, marker="o", markersize=2, linewidth=1.1)
+    axes.tick_params(labelsize=FONT - 1, length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _curve_legend(figure: Any, networks: list[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles: list[Any] = [Line2D([], [], color=COLOURS[place], marker="o", markersize=2, label=name) for place, name in enumerate(networks)]
+    handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=0.8, label="whole network"))
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=FONT)
 
 
 def _panel(axes: Any, frame: pd.DataFrame, groups: list[str], top: float) -> Any:

@@ -1,6 +1,6 @@
 """Tables for people: percent, millions, and the uncertainty beside each accuracy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +8,7 @@ import pandas as pd
 
 if TYPE_CHECKING:  # a report needs no torch
     from rlprune.graph import ChannelGraph, Verdict
+    from rlprune.graph.channel_graph import Keep
     from rlprune.results.record import Row
 
 CONTROL = "dense + same recovery epochs"
@@ -42,18 +43,27 @@ def run_table(rows: "Sequence[Row]") -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def group_table(graph: "ChannelGraph", verdicts: "Mapping[str, Verdict]") -> pd.DataFrame:
-    """What can be removed: a row a group, with the verdict of its check if there was one."""
+def group_table(graph: "ChannelGraph", verdicts: "Mapping[str, Verdict]", keep: "Keep | None" = None) -> pd.DataFrame:
+    """What can be removed: a row a group, with the verdict of its check if there was one.
+
+    Args:
+        graph: of the dense network.
+        verdicts: by group.
+        keep: kept units by group, of a pruned network: the table says how many, and what one more of them takes along.
+    """
+    gone = graph.counts(keep or {})
+    more = np.ones(len(graph.groups))
+    saved = [before - after for before, after in zip(_costs(graph, gone), graph.cost.one_changed(gone, more), strict=True)]
     lines = []
     for index, group in enumerate(graph.groups):
-        one = np.eye(len(graph.groups))[index]
-        none = np.zeros(len(graph.groups))
+        kept = {} if keep is None else {"kept": group.num_units - gone[index], "removed": gone[index]}
         line = {
             "group": group.name,
             "units": group.num_units,
+            **kept,
             "channels a unit": group.channels_per_unit,
-            "MACs a unit": count(graph.cost.macs(none) - graph.cost.macs(one)),
-            "parameters a unit": count(graph.cost.params(none) - graph.cost.params(one)),
+            "MACs a unit": count(saved[0][index]),
+            "parameters a unit": count(saved[1][index]),
             "layers": _shorten(group.layers),
         }
         if verdicts:
@@ -61,6 +71,11 @@ def group_table(graph: "ChannelGraph", verdicts: "Mapping[str, Verdict]") -> pd.
             line["zeroed = removed"] = f"exact ({verdict.difference:.0e})" if verdict.exact else str(verdict)
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _costs(graph: "ChannelGraph", counts: np.ndarray) -> tuple[int, int]:
+    """MACs and parameters."""
+    return graph.cost.macs(counts), graph.cost.params(counts)
 
 
 def frozen_table(graph: "ChannelGraph") -> pd.DataFrame:
@@ -79,6 +94,11 @@ def count(number: float) -> str:
         if number >= size:
             return f"{number / size:.2f} {unit}"
     return f"{number:.0f}"
+
+
+def change(dense: int, kept: int, name: str, short: Callable[[int], str] = count) -> str:
+    """`40.81 M MACs`, or what is left of them: `40.81 M → 13.38 M MACs (−67.2 %)`."""
+    return f"{short(dense)} {name}" if dense == kept else f"{short(dense)} → {short(kept)} {name} (−{100 * (1 - kept / dense):.1f} %)"
 
 
 def to_markdown(table: pd.DataFrame) -> str:

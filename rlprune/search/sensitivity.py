@@ -15,7 +15,7 @@ from rlprune.errors import UserError
 from rlprune.files import write_text
 from rlprune.graph import ChannelGraph, Slicer
 from rlprune.results.record import FORMAT, Clock, Identity, environment, write_result
-from rlprune.results.sensitivity import plot_sensitivity, sensitivity_text
+from rlprune.results.sensitivity import plot_curves, plot_sensitivity, sensitivity_text
 from rlprune.search.measure import Score
 from rlprune.search.resume import forget_states, keep_measured
 from rlprune.search.task import Ledger, as_it_is, ranked
@@ -78,6 +78,7 @@ class SensitivityJob:
         frame = pd.DataFrame(rows)
         with self.clock.phase("plots"):
             plot_sensitivity(run_dir / "sensitivity.png", frame)
+            plot_curves(run_dir / "curves.png", frame)
         write_text(run_dir / "sensitivity.csv", frame.to_csv(index=False))
         write_text(run_dir / "table.md", sensitivity_text(frame, len(self.evaluator)) + "\n")
         (run_dir / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
