@@ -17,7 +17,7 @@ from rlprune.criteria.l1 import L1
 from rlprune.data.base import Augmentation, Images, Splits
 from rlprune.graph import trace
 from rlprune.results.record import Identity
-from rlprune.results.sensitivity import CHEAP, sensitivity_figure, sensitivity_table
+from rlprune.results.sensitivity import CHEAP, curves, curves_figure, sensitivity_figure, sensitivity_table, steepest
 from rlprune.search.measure import make_score
 from rlprune.search.sensitivity import SensitivityJob, Subject, removed_counts
 from rlprune.search.task import Ledger
@@ -339,3 +339,57 @@ def test_the_table_says_the_drop_at_half_and_what_is_cheap():
     found = table.loc["layer2.conv1"]
     assert (found["drop at 50 % (dense)"], found["≤ 1 point (dense)"]) == (f"{half:.2f}", f"{0 if np.isnan(cheap) else 10 * cheap} %")
     assert (table.loc["layer1.conv1", "pruned: units"], table.loc["layer1.conv1", "drop at 50 % (pruned)"]) == (1, "–")
+
+
+def test_curves_are_the_rows_of_the_table_and_begin_with_the_whole_network():
+    frame = made_up(5)
+    frame.loc[(frame["group"] == "layer3.conv1") & (frame["share"] == 0.2), ["removed", "accuracy", "drop"]] = 1, 0.5, 0.4
+    found = curves(frame)
+    assert list(found) == [f"layer{index}.conv1" for index in range(5)]
+    assert list(found["layer0.conv1"]) == ["dense", "pruned"]
+    assert list(found["layer1.conv1"]) == ["dense"]
+    for (group, network), rows in frame.groupby(["group", "network"]):
+        removed, top1 = found[group][network]
+        assert (removed[0], top1[0]) == (0, pytest.approx(90))
+        points = dict(zip(rows["removed"] * 10, rows["accuracy"] * 100, strict=True))
+        assert dict(zip(removed[1:], top1[1:], strict=True)) == pytest.approx(points)
+        assert removed == sorted(removed)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [made_up(1), made_up(8), made_up(70, "features.denseblock{0}.denselayer{0}.conv1", ["dense"])],
+    ids=["1", "8", "70 long names"],
+)
+def test_a_panel_a_group_the_steepest_of_many(frame):
+    figure = curves_figure(frame)
+    FigureCanvasAgg(figure).draw()
+    everything = curves(frame)
+    shown = steepest(everything)
+    flat = {group: max(top1[0] - min(top1) for _, top1 in lines.values()) for group, lines in everything.items()}
+    assert len(shown) == min(60, len(everything))
+    assert min(flat[group] for group in shown) >= max((drop for group, drop in flat.items() if group not in shown), default=0)
+    assert list(shown) == [group for group in everything if group in shown]
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == len(shown)
+    for axes, (group, lines) in zip(panels, shown.items(), strict=True):
+        assert group.endswith(axes.get_title().removeprefix("…"))
+        assert [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "-"] == [
+            np.transpose(points).tolist() for points in lines.values()
+        ]
+        assert [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [top1[0] for _, top1 in lines.values()]
+    assert ("the 60 steepest of 70" in figure.get_suptitle()) == (len(everything) > 60)
+    titles = sorted((axes.title.get_window_extent() for axes in panels), key=lambda box: (-round(box.y0), box.x0))
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(titles) if round(left.y0) == round(right.y0))
+    labels = [
+        text.get_window_extent()
+        for text in [
+            figure._suptitle,
+            figure._supylabel,
+            *figure.legends[0].get_texts(),
+            *(a.xaxis.label for a in panels if a.get_xlabel()),
+        ]
+    ]
+    for one, other in itertools.combinations([*labels, *titles], 2):
+        assert not one.overlaps(other)
+    assert all(figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1 for box in [*labels, *titles])
