@@ -52,8 +52,9 @@ def plan_of_run(config: InspectConfig) -> Inspected:
     given = {"checkpoint": config.checkpoint, "ignore": config.ignore, "image_size": config.image_size, "sheet": config.sheet}
     keys = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
     settings = [key for key in keys if key.partition(".")[0] == "dataset" or (key.startswith("model.") and "model" not in keys)]
-    for key in [key for key, value in given.items() if value] + settings:
-        raise UserError(f"{key}: goes not with run, whose plan says what the network is; leave one of them out")
+    contradicting = [key for key, value in given.items() if value] + settings
+    if contradicting:
+        raise UserError(f"{contradicting[0]}: goes not with run, whose plan says what the network is; leave one of them out")
     device = make_execution(config).device
     folder = find_artefact(Path(str(config.run)))
     load = load_artefact if config.verify else load_architecture

@@ -145,7 +145,10 @@ def _draw_bars(axes: Any, shown: Diagram, left: float, middles: Sequence[float])
 
 
 def _draw_lane(axes: Any, lane: Lane, columns: _Columns, middles: Sequence[float], *, dots: bool) -> None:
-    """A line with a full dot at each layer that produces the group and a hollow one, or `dots` = False a tick below all, that reads it."""
+    """A line with a full dot at each layer that produces the group and a hollow one at each that reads it; half full: it does both.
+
+    Without `dots` only the last reader is marked, by a tick.
+    """
     x = columns.lanes - TIED_PITCH * lane.column if lane.tied else columns.reads - READ_PITCH * lane.column
     colour, size = (TIED[lane.colour], 4.6) if lane.tied else (THIN, 2.6)
     axes.plot([x, x], [middles[lane.first], middles[lane.last]], color=colour, linewidth=1.8 if lane.tied else 0.7, zorder=3)
@@ -157,7 +160,15 @@ def _draw_lane(axes: Any, lane: Lane, columns: _Columns, middles: Sequence[float
     only = [place for place in lane.produced if place not in lane.read]
     both = [place for place in lane.produced if place in lane.read]
     axes.plot([x] * len(only), [middles[place] for place in only], markerfacecolor=colour, zorder=5, **style)
-    axes.plot([x] * len(both), [middles[place] for place in both], markerfacecolor=colour, fillstyle="left", zorder=5, **style)
+    axes.plot(
+        [x] * len(both),
+        [middles[place] for place in both],
+        markerfacecolor=colour,
+        markerfacecoloralt="white",
+        fillstyle="left",
+        zorder=5,
+        **style,
+    )
 
 
 def _legend(figure: Any, shown: Diagram) -> None:
