@@ -177,11 +177,14 @@ def _legend(figure: Any, shown: Diagram) -> None:
     from matplotlib.patches import Patch
 
     tied, alone = (any(lane.tied == kind for lane in shown.lanes) for kind in (True, False))
-    bars: list[Any] = [Patch(color=ALONE, label="MACs; blue: of a layer tied to no other")]
+    coloured = {lane.group for lane in shown.lanes if lane.tied}
+    bars: list[Any] = []
+    if any(row.groups and not coloured.intersection(row.groups) for row in shown.rows):
+        bars.append(Patch(color=ALONE, label="MACs of a layer tied to no other"))
     if shown.macs[0] > shown.macs[1]:
-        bars.append(Patch(facecolor="white", edgecolor=ALONE, hatch=HATCH, linewidth=0.4, label="removed"))
+        bars.append(Patch(facecolor="white", edgecolor=ALONE, hatch=HATCH, linewidth=0.4, label="MACs removed"))
     if any(not row.groups for row in shown.rows):
-        bars.append(Patch(color=KEPT, label="of a layer whose channels are kept"))
+        bars.append(Patch(color=KEPT, label="MACs of a layer whose channels are kept"))
     lanes: list[Any] = []
     if tied:
         lanes.append(Line2D([], [], color=TIED[0], linewidth=1.8, label="layers that lose channels together"))
