@@ -90,10 +90,11 @@ def multiple_savings(sweeps: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[in
 
 
 def _sweep(call: Shrinking) -> Grid:
-    """Nodes at multiples of 32 (in narrow layers of a smaller power of two) and at 1, 2, 4, … below them, on all axes together."""
+    """Nodes at multiples of 32 (in narrow layers of a smaller power of two), and 1, 2, 4, … below and above them, on all axes together."""
     full = [dense_width(call, axis) for axis in call.axes]
     lump = min(MULTIPLES[-1], 2 ** int(np.log2(min(full))))
-    offsets = [0, *(multiple for multiple in MULTIPLES if multiple < lump)]
+    smaller = [multiple for multiple in MULTIPLES if multiple < lump]
+    offsets = [0, *smaller, *(lump - multiple for multiple in smaller[:-1])]  # kernels waste least just below a multiple, most just above
     nodes = {}
     for share in SHARES:
         for offset in offsets:

@@ -16,7 +16,8 @@ from rlprune.latency.calls import Axis, Shrinking
 from rlprune.latency_model import AXES
 
 log = logging.getLogger(__name__)
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)  # of the dense width, where nodes stand
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)  # of the dense width, where nodes of two axes stand
+FINE = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)  # and those of one
 LUMP = 16  # kernels work in multiples of so many channels, if of any: nodes stand on multiples, and one above, as time may jump there
 ROUNDS = 2  # over all nodes, each in an order of its own, so that a busy moment does not hit neighbours
 CHUNK, CHUNKS = 2e-4, 4  # seconds between two looks at the clock, at least, and how many looks
@@ -62,13 +63,14 @@ def make_grid(call: Shrinking, most: np.ndarray, network_bytes: int) -> Grid:
     limits = [int(np.dot(axis.taken, most)) for axis in call.axes]
     full = [dense_width(call, axis) for axis in call.axes]
     if len(call.axes) <= AXES:
-        rows = [_steps(width, limit) for width, limit in zip(full, limits, strict=True)]
+        shares = FINE if len(call.axes) == 1 else SHARES
+        rows = [_steps(width, limit, shares) for width, limit in zip(full, limits, strict=True)]
         steps = tuple(tuple((gone,) for gone in row) for row in rows)
         widths = tuple(tuple(width - gone for gone in row) for row, width in zip(rows, full, strict=True))
         return Grid(call, steps, widths, copies)
-    shares = sorted({*(1 - share for share in SHARES), 1.0}, reverse=True)
-    joint = tuple(dict.fromkeys(tuple(round(share * limit) for limit in limits) for share in shares))
-    return Grid(call, (joint,), (tuple(sum(full) - sum(gone) for gone in joint),), copies)
+    gone = sorted({*(1 - share for share in FINE), 1.0}, reverse=True)
+    joint = tuple(dict.fromkeys(tuple(round(share * limit) for limit in limits) for share in gone))
+    return Grid(call, (joint,), (tuple(sum(full) - sum(steps) for steps in joint),), copies)
 
 
 def dense_width(call: Shrinking, axis: Axis) -> float:
@@ -77,10 +79,10 @@ def dense_width(call: Shrinking, axis: Axis) -> float:
     return call.call.holes[hole].shape[dim] / entries
 
 
-def _steps(width: float, limit: int) -> list[int]:
+def _steps(width: float, limit: int, shares: Sequence[float]) -> list[int]:
     """Steps gone at the nodes of an axis, descending."""
     nodes = {width, width - limit}
-    for share in SHARES:
+    for share in shares:
         lumps = round(share * width / LUMP) * LUMP
         nodes.add(float(lumps or round(share * width)))
         if lumps and width <= NARROW:
