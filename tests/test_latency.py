@@ -147,7 +147,7 @@ def test_a_network_whose_calls_change_with_its_width_is_refused():
     network, example = Fickle().eval(), torch.randn(2, 3, 16, 16)
     graph = trace(nets.Plain().eval(), example)
     with pytest.raises(UserError, match="the network makes other calls"):
-        shrinking_calls(network, graph, example, [0])
+        shrinking_calls(network, graph, example, range(len(graph.groups)))
 
 
 # -- the model -----------------------------------------------------------------------------------------------------------------------------
