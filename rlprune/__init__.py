@@ -8,15 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlprune.benchmark.bench import bench
     from rlprune.graph import ChannelGraph, mask, prune, rebind, trace, verify
     from rlprune.latency.build import with_latency
     from rlprune.results.artefact import load
     from rlprune.results.drawing import draw
     from rlprune.search.pruning_env import pruning_env
 
-__all__ = ["ChannelGraph", "draw", "load", "mask", "prune", "pruning_env", "rebind", "trace", "verify", "with_latency"]
+__all__ = ["ChannelGraph", "bench", "draw", "load", "mask", "prune", "pruning_env", "rebind", "trace", "verify", "with_latency"]
 
 _HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "rebind", "trace", "verify"), "rlprune.graph") | {
+    "bench": "rlprune.benchmark.bench",
     "draw": "rlprune.results.drawing",
     "load": "rlprune.results.artefact",
     "pruning_env": "rlprune.search.pruning_env",

@@ -15,6 +15,7 @@ COMMANDS = {
     "prune": "search, prune, recover: the main job",
     "evaluate": "measure a pruned network, or any checkpoint, on the test split",
     "sensitivity": "measure what each channel group costs when it is pruned alone",
+    "bench": "time the dense and the pruned network of a run on this machine",
     "inspect": "show and draw a network's channel groups, its cost, and what a run removed; prove the groups",
     "report": "one table over many runs",
 }

@@ -18,7 +18,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rlprune.errors import UserError
-from rlprune.skeleton import EvaluateConfig, InspectConfig, PruneConfig, ReportConfig, SensitivityConfig, TrainConfig, check_ranges
+from rlprune.skeleton import (
+    BenchConfig,
+    EvaluateConfig,
+    InspectConfig,
+    PruneConfig,
+    ReportConfig,
+    SensitivityConfig,
+    TrainConfig,
+    check_ranges,
+)
 
 GRID_SWEEPER = "hydra_plugins.rlprune_grid.GridSweeper"  # Hydra takes plug-ins from packages of this name alone
 
@@ -50,6 +59,7 @@ def register() -> None:
         ("evaluate", EvaluateConfig),
         ("sensitivity", SensitivityConfig),
         ("inspect", InspectConfig),
+        ("bench", BenchConfig),
         ("report", ReportConfig),
     ):
         store.store(name=f"{name}_schema", node=schema)

@@ -171,6 +171,32 @@ class SensitivityConfig(RunConfig):
 
 
 @dataclass
+class BenchConfig:
+    """`rlprune bench`."""
+
+    seed: int = MISSING  # of the images, which are noise, and of first weights
+    device: str = MISSING  # auto, cpu, cuda or cuda:N
+    channels_last: str = MISSING  # auto, true or false
+    checkpoint: str | None = MISSING  # weights of the dense network; null: those of the run, or first ones
+    run: str | None = MISSING  # run or artefact folder: its dense and its pruned network; null: the dense network of `model`
+    image_size: int | None = MISSING  # side of the images, pixels; null: what the network was made for, or else the data set's
+    batch_sizes: list[int] = MISSING
+    runtimes: list[str] = MISSING  # eager, compiled, onnxruntime
+    precisions: list[str] = MISSING  # fp32, bf16
+    threads: int | None = MISSING  # on the CPU, of torch and onnxruntime alike; null: as many as torch takes by itself
+    seconds: float = MISSING  # that each row is timed for
+    rounds: int = MISSING  # turns in which that happens
+    paths: Paths = field(default_factory=Paths)
+    model: Any = MISSING
+    dataset: Any = MISSING
+
+    @property
+    def dense_seed(self) -> int:
+        """Of first weights, as the other commands call it."""
+        return self.seed
+
+
+@dataclass
 class InspectConfig(RunConfig):
     """`rlprune inspect`."""
 
@@ -236,6 +262,8 @@ def check_ranges(config: Any) -> None:
         _check_sensitivity(config)
     if isinstance(config, InspectConfig):
         _require(config.draw in ("png", "svg", "pdf", "none"), f"draw={config.draw}", "must be one of png, svg, pdf, none")
+    if isinstance(config, BenchConfig):
+        _check_bench(config)
     if isinstance(config, PruneConfig):
         known = not config.schedule.joint or config.schedule.steps is not None
         _require(known, "schedule.steps=null", "must be the epochs of joint training, such as schedule.steps='${training.epochs}'")
@@ -270,6 +298,27 @@ def _check_sensitivity(config: SensitivityConfig) -> None:
     _require(config.samples is None or config.samples >= 1, f"samples={config.samples}", "must be ≥ 1, or null for all")
     _require(config.recalibrate_bn >= 0, f"recalibrate_bn={config.recalibrate_bn}", "must be ≥ 0 images")
     _require(config.recalibrate_bn != 1, "recalibrate_bn=1", "one image has no variance; 0 for none, or some hundred")
+
+
+def _check_bench(config: BenchConfig) -> None:
+    _require(config.seed >= 0, f"seed={config.seed}", "must be ≥ 0")
+    sizes = config.batch_sizes
+    _require(bool(sizes), "batch_sizes=[]", "name at least one number of images, such as batch_sizes=[1]")
+    _require(all(size >= 1 for size in sizes), f"batch_sizes={sizes}", "each must be ≥ 1")
+    for key, words in (("runtimes", ("eager", "compiled", "onnxruntime")), ("precisions", ("fp32", "bf16"))):
+        named = getattr(config, key)
+        _require(bool(named), f"{key}=[]", f"name at least one of {', '.join(words)}")
+        wrong = [word for word in named if word not in words]
+        _require(not wrong, f"{key}={named}", f"{', '.join(wrong)} is unknown; choose from {', '.join(words)}")
+    both = config.runtimes != ["onnxruntime"] or "fp32" in config.precisions
+    _require(both, f"precisions={config.precisions}", "onnxruntime computes in fp32 alone; precisions=[fp32]")
+    formats = ("auto", "true", "false")
+    chosen = str(config.channels_last).lower()
+    _require(chosen in formats, f"channels_last={config.channels_last}", f"unknown; choose {', '.join(formats)}")
+    _require(config.threads is None or config.threads >= 1, f"threads={config.threads}", "must be ≥ 1, or null for as many as torch takes")
+    _require(config.seconds > 0, f"seconds={config.seconds}", "must be > 0")
+    _require(config.rounds >= 1, f"rounds={config.rounds}", "must be ≥ 1")
+    _require(config.image_size is None or config.image_size >= 1, f"image_size={config.image_size}", "must be ≥ 1, or null")
 
 
 def _check_budget(budget: BudgetConfig) -> None:

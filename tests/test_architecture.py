@@ -11,7 +11,7 @@ LAYERS = [
     {"checkpoint", "cost", "config", "grid", "kernels", "latency_model", "provenance"},
     {"graph", "rl"},
     {"agents", "criteria", "rewards", "models", "data", "trackers", "latency"},
-    {"training", "results", "setup", "search", "report"},
+    {"training", "results", "setup", "search", "report", "export", "benchmark"},
     {"cli"},
     {"commands"},
     {"plugins"},

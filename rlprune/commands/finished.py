@@ -18,7 +18,7 @@ from rlprune.results.artefact import Artefact, find_artefact, load_architecture,
 from rlprune.results.inspection import Inspected
 from rlprune.search.sensitivity import Subject
 from rlprune.setup import Setup
-from rlprune.skeleton import EvaluateConfig, InspectConfig, SensitivityConfig
+from rlprune.skeleton import BenchConfig, EvaluateConfig, InspectConfig, SensitivityConfig
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,16 @@ log = logging.getLogger(__name__)
 def named(key: str) -> bool:
     """The command line says what this key is."""
     return any(override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task)
+
+
+def open_artefact(config: EvaluateConfig | SensitivityConfig | BenchConfig) -> tuple[Path, Artefact]:
+    """The artefact folder of `config.run` and its network; the model that the line names, if it names one, and else the shipped one.
+
+    Raises:
+        UserError: the folder is none of a run, a file in it is damaged, or the run's network is not shipped and not named either.
+    """
+    folder = find_artefact(Path(str(config.run)))
+    return folder, load_artefact(folder, partial(make_network, config)) if named("model") else load_artefact(folder)
 
 
 def open_run(config: EvaluateConfig | SensitivityConfig, choices: dict[str, str]) -> tuple[Path, Artefact, Setup]:
@@ -36,8 +46,7 @@ def open_run(config: EvaluateConfig | SensitivityConfig, choices: dict[str, str]
     Raises:
         UserError: the folder is none of a run, a file in it is damaged, or the run's network is not shipped and not named either.
     """
-    folder = find_artefact(Path(str(config.run)))
-    artefact = load_artefact(folder, partial(make_network, config)) if named("model") else load_artefact(folder)
+    folder, artefact = open_artefact(config)
     dense_seed = int(artefact.plan.get("dense_seed", artefact.plan["seed"]))
     adopt_origin(config, choices, artefact.origin, dense_seed, HydraConfig.get().overrides.task)
     return folder, artefact, make_setup(config, choices).fitted_to(artefact.origin)
@@ -64,10 +73,10 @@ def plan_of_run(config: InspectConfig) -> Inspected:
     return Inspected(title, artefact.network.to(device).eval(), artefact.graph, artefact.keep, example)
 
 
-def load_dense(config: SensitivityConfig, folder: Path, artefact: Artefact) -> str | None:
+def load_dense(config: SensitivityConfig | BenchConfig, folder: Path, artefact: Artefact, *, otherwise: str | None) -> str | None:
     """Give `artefact.dense` the weights that the run started from, or those of `config.checkpoint`; says where they are from.
 
-    None, and a line that says why, where the run has none or they are gone.
+    None where the run has none or they are gone; a warning then says why, and what is done `otherwise`.
 
     Raises:
         UserError: they are damaged, or of another network.
@@ -85,7 +94,8 @@ def load_dense(config: SensitivityConfig, folder: Path, artefact: Artefact) -> s
     if provenance(artefact.dense).complete:  # published weights, which the command line names again
         return provenance(artefact.dense).weights
     why = f"its dense network ({source}) is no file here" if source is not None else "it names no dense network"
-    log.warning("run=%s: %s; measuring the pruned network alone (checkpoint=FILE names one)", config.run, why)
+    if otherwise is not None:
+        log.warning("run=%s: %s; %s (checkpoint=FILE names one)", config.run, why, otherwise)
     return None
 
 
@@ -106,7 +116,7 @@ def subjects_of_run(config: SensitivityConfig, choices: dict[str, str]) -> tuple
     reasons = {group.name: "left alone" for group in artefact.graph.groups if group.name not in free}
     graph = artefact.graph.after(artefact.keep).freeze(reasons)
     subjects = [Subject("pruned", artefact.network.to(setup.execution.device), graph, str(folder))]
-    source = load_dense(config, folder, artefact)
+    source = load_dense(config, folder, artefact, otherwise="measuring the pruned network alone")
     if source is not None:
         dense = artefact.dense.to(setup.execution.device).eval()
         subjects.insert(0, Subject("dense", dense, artefact.graph.freeze(reasons), source))

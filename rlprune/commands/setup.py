@@ -16,14 +16,14 @@ from torch import nn
 from rlprune.checkpoint import MisfitError, load_into, load_weights, tensors_checksum
 from rlprune.commands.fitting import fitting_model
 from rlprune.config import build, plain_settings
-from rlprune.data.base import Dataset, split
+from rlprune.data.base import Dataset, Splits, split
 from rlprune.errors import UserError
 from rlprune.graph.run import call_model, copy_module
 from rlprune.provenance import provenance
 from rlprune.results.origin import Origin
 from rlprune.seeding import seed_globals
 from rlprune.setup import Setup
-from rlprune.skeleton import PruneConfig, RecipeConfig, RunConfig, TrainingConfig
+from rlprune.skeleton import BenchConfig, PruneConfig, RecipeConfig, RunConfig, TrainingConfig
 from rlprune.training.dense import Dense, Source, Training, dense_path, obtain_dense
 from rlprune.training.execution import Execution, choose_execution
 from rlprune.training.fit import OnEpoch, Recipe, unheard
@@ -43,7 +43,7 @@ def make_execution(config: RunConfig) -> Execution:
     )
 
 
-def make_dataset(config: RunConfig) -> Dataset:
+def make_dataset(config: RunConfig | BenchConfig) -> Dataset:
     """The data set, not read yet."""
     folders = {"cache_dir": Path(config.paths.outputs) / "cache", "data_dir": Path(config.paths.data)}
     dataset: Dataset = build(config.dataset, "dataset", **folders)
@@ -57,8 +57,13 @@ def make_setup(config: RunConfig, choices: dict[str, str]) -> Setup:
     dataset = make_dataset(config)
     make_recipe(config.training, "training")  # refuses wrong settings before the images are read
     splits = split(dataset, config.dense_seed)
+    return Setup(execution, dataset, splits, make_origin(config, choices, splits), config.dense_seed)
+
+
+def make_origin(config: RunConfig | BenchConfig, choices: dict[str, str], splits: Splits) -> Origin:
+    """How the network is made again, and the images of the data set."""
     channels, *size = splits.train.shape
-    origin = Origin(
+    return Origin(
         model=choices["model"],
         model_settings=plain_settings(config.model) | dict.fromkeys({"weights"} & set(config.model)),  # a run keeps its own
         dataset=choices["dataset"],
@@ -69,10 +74,9 @@ def make_setup(config: RunConfig, choices: dict[str, str]) -> Setup:
         mean=splits.normalization.mean,
         std=splits.normalization.std,
     )
-    return Setup(execution, dataset, splits, origin, config.dense_seed)
 
 
-def make_network(config: RunConfig, origin: Origin) -> nn.Module:
+def make_network(config: RunConfig | BenchConfig, origin: Origin) -> nn.Module:
     """A network with its first weights, for the images and classes of `origin`.
 
     Raises:

@@ -180,7 +180,7 @@ def _read(folder: Path) -> Run | None:
         if "agent" not in config and "resume" not in config and not os.path.isfile(folder / "failed.json"):
             return None
         if "runs" in config or ("run" in config and "resume" not in config) or "verify" in config:
-            return None  # report, evaluate and inspect leave nothing that a report shows
+            return None  # report, evaluate, bench and inspect leave nothing that a report shows
         state, why = _progress(folder)
         return Run(command=command, state=state, why=why, **known)
     try:
