@@ -48,9 +48,9 @@ def _added_on_cpu(run: Callable[[], object]) -> int:
 def resident_memory(path: Path, shape: tuple[int, ...], threads: int) -> int | None:
     """Bytes by which a process of its own grows that loads an ONNX file in onnxruntime and runs it.
 
-    Resident memory at its peak, less that before the file is loaded. None where the system does not tell it (`/proc`).
+    Resident memory at its peak, less that before the file is loaded. None where the system does not tell it (`/proc`), or that process
+    fails.
     """
     job = json.dumps({"path": str(path), "shape": shape, "threads": threads})
-    done = subprocess.run([sys.executable, "-m", "rlprune.benchmark.resident", job], capture_output=True, text=True, check=True)
-    grown: int | None = json.loads(done.stdout)
-    return grown
+    done = subprocess.run([sys.executable, "-m", "rlprune.benchmark.resident", job], capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 and done.stdout.isdigit() else None

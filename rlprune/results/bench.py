@@ -98,25 +98,30 @@ def bench_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A line a network and case. The spread is the distance of the quartiles."""
     several = frame["precision"].nunique() > 1
     lines = []
-    for row in frame.to_dict("records"):
-        timed = row["passes"] > 0
+    megabytes = frame["memory_bytes"].to_numpy(dtype=float, na_value=np.nan) / 1e6
+    for row, memory in zip(frame.to_dict("records"), megabytes, strict=True):
         lines.append(
             {
                 "runtime": row["runtime"],
                 **({"precision": row["precision"]} if several else {}),
                 "batch": row["batch_size"],
                 "network": row["network"],
-                "median ms": f"{row['median_ms']:.3g}" if timed else "–",
-                "spread ms": f"{row['q75_ms'] - row['q25_ms']:.2g}" if timed else "–",
-                "p95 ms": f"{row['p95_ms']:.3g}" if timed else "–",
-                "images/s": f"{row['images_per_second']:.0f}" if timed else "–",
+                "median ms": _digits(row["median_ms"]),
+                "spread ms": _digits(row["q75_ms"] - row["q25_ms"]),
+                "p95 ms": _digits(row["p95_ms"]),
+                "images/s": _digits(row["images_per_second"]),
                 "speed-up": _or_dash(row["speed_up"], "{:.2f}×"),
-                "memory MB": _or_dash(row["memory_bytes"] / 1e6, "{:.1f}"),
+                "memory MB": _or_dash(memory, "{:.1f}"),
                 "compile s": _or_dash(row["compile_seconds"], "{:.1f}"),
                 "passes": row["passes"],
             }
         )
     return pd.DataFrame(lines)
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return _or_dash(value, "{:.0f}" if abs(value) >= 100 else "{:.3g}")
 
 
 def _or_dash(value: float, form: str) -> str:
