@@ -146,7 +146,7 @@ def test_onnxruntime_holds_the_weights_and_the_pass(tmp_path):
     runtimes.export_onnx(network, images, tmp_path / "net.onnx", opset=None, dynamic_batch=False, metadata={})
     grown = resident_memory(tmp_path / "net.onnx", tuple(images.shape), 1)
     assert (grown is None) == (not Path("/proc/self/status").exists())
-    assert grown is None or grown > 4 * 3072 * 3072
+    assert grown is None or 1.0 < grown / (4 * 3072 * 3072) < 1.8  # reading the file takes more, but not what runs
 
 
 def broken(task):

@@ -46,10 +46,10 @@ def _added_on_cpu(run: Callable[[], object]) -> int:
 
 
 def resident_memory(path: Path, shape: tuple[int, ...], threads: int) -> int | None:
-    """Bytes by which a process of its own grows that loads an ONNX file in onnxruntime and runs it.
+    """Bytes that a process of its own holds for an ONNX file while onnxruntime runs it.
 
-    Resident memory at its peak, less that before the file is loaded. None where the system does not tell it (`/proc`), or that process
-    fails.
+    Resident memory at its peak during the passes, less that before the file was loaded. None where the system does not tell it
+    (`/proc`), or that process fails.
     """
     job = json.dumps({"path": str(path), "shape": shape, "threads": threads})
     done = subprocess.run([sys.executable, "-m", "rlprune.benchmark.resident", job], capture_output=True, text=True, check=False)

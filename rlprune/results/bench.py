@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GROUP, WIDEST = 1.0, 10.0  # inches of a group of bars; wider figures have their panels one below the other
 FONT = 8.0
 MEMORY = "Memory: weights, images and what a pass holds besides at most"
-RESIDENT = "of onnxruntime all that a process of its own grows by, so that some 10 MB are its own"
+RESIDENT = "of onnxruntime what a process of its own holds for it while it runs, some 10 MB of it onnxruntime's own"
 
 
 def write_bench(frame: pd.DataFrame, bench: "Bench", identity: Identity, clock: Clock, facts: Mapping[str, Any]) -> str:
