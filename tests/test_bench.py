@@ -204,6 +204,8 @@ def test_a_batch_that_a_network_cannot_take_is_told_and_the_others_are_timed():
     assert note.startswith("eager, batch 3, pruned: Single: cannot run on the example inputs: shape '[1, 3, 8, 8]' is invalid")
     with pytest.raises(UserError, match="returns a tuple, not a tensor"):
         job({"dense": Pair()}).run()
+    with pytest.raises(UserError, match="there is nothing to time"):
+        job({"dense": net(4)}, runtimes=["onnxruntime"], precisions=["bf16"]).run()
 
 
 def test_without_onnxruntime_one_line_says_how_to_get_it(monkeypatch):

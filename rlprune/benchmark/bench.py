@@ -81,6 +81,8 @@ class Bench:
         """
         cases = [Case(*words) for words in product(self.precisions, self.runtimes, self.batch_sizes)]
         cases = [case for case in cases if (case.runtime, case.precision) != ("onnxruntime", "bf16")]
+        if not cases or not self.networks:
+            raise UserError("there is nothing to time; name networks, runtimes, precisions and batch sizes (onnxruntime: fp32 alone)")
         rows: list[dict[str, Any]] = []
         with cpu_threads(self.threads), tqdm(total=len(cases) * len(self.networks), unit="row", leave=False) as bar:
             for case in cases:
@@ -170,9 +172,9 @@ class Bench:
             for memory_format in formats if len(formats) > 1 else ():
                 run = partial(forward, *laid_out(network, images, memory_format), DTYPES[precision])
                 passes = {"": partial(_finished, Ready(run, lambda: None), images.device)}
-                taken = [in_turns(passes, seconds=0.0, rounds=1, clock=self.clock)[""] for _ in range(TRIALS)]
-                best[memory_format] = min(taken)
-            self._formats[key] = min(formats, key=lambda each: best.get(each, [0.0]))
+                trials = [in_turns(passes, seconds=0.0, rounds=1, clock=self.clock) for _ in range(TRIALS)]
+                best[memory_format] = min(trial[""][0] for trial in trials)
+            self._formats[key] = min(formats, key=lambda each: best.get(each, 0.0))
         return self._formats[key]
 
 
