@@ -55,10 +55,10 @@ def test_networks_take_turns_forwards_and_backwards_and_the_first_pass_of_a_turn
     assert taken == {"a": 12 * [0.125], "b": 4 * [0.25]}
 
 
-def test_where_a_pass_takes_longer_than_there_is_time_for_all_have_one_turn():
+def test_where_a_pass_takes_longer_than_there_is_time_for_all_have_two_turns():
     time = Time()
     taken = in_turns({"fast": time.spend("f", 0.25), "slow": time.spend("s", 4.0)}, seconds=2.0, rounds=4, clock=time)
-    assert ("".join(time.order), taken) == ("ffss", {"fast": [0.25], "slow": [4.0]})
+    assert ("".join(time.order), taken) == ("ffs" + "sff", {"fast": [0.25, 0.25], "slow": [4.0, 4.0]})
 
 
 def test_statistics_are_those_of_the_passes():
