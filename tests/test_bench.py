@@ -342,7 +342,7 @@ def test_of_a_run_both_networks_are_timed_and_no_image_is_read(rlprune, monkeypa
         raise AssertionError("the data set is not needed")
 
     monkeypatch.setattr(Digits, "read_train", read_train)
-    quick = (*QUICK, "batch_sizes=[2,2]", "runtimes=[eager,onnxruntime,eager]")
+    quick = (*QUICK, "channels_last=false", "batch_sizes=[2,2]", "runtimes=[eager,onnxruntime,eager]")
     code, out, err = rlprune("bench", *quick, "run=outputs/run", "threads=1", "paths.run=outputs/b")
     assert (code, "pruned onnxruntime fp32 batch 2" in err) == (0, True)  # the bar says where it is
     frame, result = read("outputs/b")
