@@ -1,26 +1,24 @@
-"""Configuration: where the yaml files lie, and `build`, which turns a plug-in's yaml into an object."""
+"""Configuration: the skeleton and its resolvers, and `build`, which turns a plug-in's yaml into an object."""
 
 import dataclasses
-import difflib
 import inspect
 import json
 import math
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import hydra
-import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rlprune.errors import UserError
+from rlprune.shipped import check_settings, conf_dir, load_yaml, plain_settings, refusal, shipped, shipped_names, suggestion
 from rlprune.skeleton import (
     BenchConfig,
     EvaluateConfig,
+    ExportConfig,
     InspectConfig,
     PruneConfig,
     ReportConfig,
@@ -29,19 +27,23 @@ from rlprune.skeleton import (
     check_ranges,
 )
 
+__all__ = [  # with what it takes from rlprune.shipped
+    "GRID_SWEEPER",
+    "build",
+    "check_settings",
+    "conf_dir",
+    "first_difference",
+    "load_yaml",
+    "plain_settings",
+    "register",
+    "resolve",
+    "shipped",
+    "shipped_names",
+    "suggestion",
+    "word_choices",
+]
+
 GRID_SWEEPER = "hydra_plugins.rlprune_grid.GridSweeper"  # Hydra takes plug-ins from packages of this name alone
-
-
-def conf_dir() -> Path:
-    """The yaml tree: inside an installed wheel, or beside the package in a checkout.
-
-    Raises:
-        UserError: neither is there.
-    """
-    for folder in (Path(str(files("rlprune"))) / "conf", Path(str(files("rlprune"))).parent / "conf"):
-        if (folder / "prune.yaml").is_file():
-            return folder
-    raise UserError("conf: the yaml files are missing from this installation; install rlprune again")
 
 
 def register() -> None:
@@ -138,116 +140,7 @@ def build(node: Any, key: str, **runtime: Any) -> Any:
         return hydra.utils.instantiate({"_target_": target, "_partial_": True, "_convert_": "all", **checked})(**given)
     except (ValueError, TypeError, hydra.errors.InstantiationException) as error:
         cause = error.__cause__ if isinstance(error, hydra.errors.InstantiationException) and error.__cause__ else error
-        named = str(cause).partition("=")[0] in settings  # plug-ins write `name=value: why`
-        raise UserError(f"{key}.{cause}" if named else f"{key}: {cause}") from error
-
-
-def check_settings(
-    factory: Callable[..., Any],
-    parameters: Mapping[str, inspect.Parameter],
-    settings: Mapping[str, Any],
-    key: str,
-    given: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Settings that fit a signature; integers become floats where floats are asked for."""
-    target = factory.__init__ if inspect.isclass(factory) else factory
-    try:
-        hints = typing.get_type_hints(target)
-    except (NameError, TypeError, AttributeError):
-        hints = {}
-    checked = {}
-    for name, value in settings.items():
-        if name not in parameters:
-            near = suggestion(name, parameters)
-            raise UserError(f"{key}.{name}: no such setting{near}; there are {', '.join(n for n in parameters if n not in given)}")
-        default = parameters[name].default
-        plain = type(default) if type(default) in (bool, int, float, str) else Any  # where a library has no usable annotations
-        checked[name] = _convert(f"{key}.{name}", value, hints.get(name, plain))
-    for name, parameter in parameters.items():
-        required = parameter.default is parameter.empty and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        if required and name not in checked and name not in given:
-            raise UserError(f"{key}.{name}: is missing; set it, {key}.{name}=...")
-    return checked
-
-
-def _convert(key: str, value: Any, hint: Any) -> Any:
-    if hint is Any or hint is inspect.Parameter.empty:
-        return value
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for option in typing.get_args(hint):
-            if option is type(None) and value is None:
-                return None
-        for option in typing.get_args(hint):
-            if option is not type(None):
-                try:
-                    return _convert(key, value, option)
-                except UserError:
-                    continue
-    elif typing.get_origin(hint) is Literal:
-        if value in typing.get_args(hint):
-            return value
-    elif typing.get_origin(hint) in (list, tuple):
-        if isinstance(value, list | tuple):
-            inner = typing.get_args(hint)[0] if typing.get_args(hint) else Any
-            return [_convert(key, item, inner) for item in value]
-    elif typing.get_origin(hint) is dict:
-        if isinstance(value, dict):
-            return value
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif hint in (bool, str):
-        if isinstance(value, hint):
-            return value
-    elif not inspect.isclass(hint) or isinstance(value, hint):
-        return value
-    raise UserError(f"{key}={value}: must be {_describe(hint)}")
-
-
-def _describe(hint: Any) -> str:
-    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) in (list, tuple):
-        return "a list, each " + _describe(typing.get_args(hint)[0])
-    if typing.get_origin(hint) is dict:
-        return "a mapping, '{name: value}'"
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in typing.get_args(hint) if option in words or typing.get_origin(option))
-    return words.get(hint, str(hint))
-
-
-def suggestion(word: str, choices: typing.Iterable[str]) -> str:
-    """`, did you mean x?` if a choice is near."""
-    near = [choice for choice in difflib.get_close_matches(word, list(choices), n=1) if choice != word]
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def shipped(group: str, choice: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The yaml of a shipped choice with other values for its own settings: how something named in a file is built again.
-
-    The class always comes from the shipped yaml, never from the file.
-
-    Raises:
-        UserError: no such choice is shipped, or a setting is not one of its yaml's.
-    """
-    names = shipped_names(group)
-    if choice not in names:
-        raise UserError(f"{group}={choice}: is not shipped with this version; there are {', '.join(names)}")
-    node = load_yaml(conf_dir() / group / f"{choice}.yaml")
-    for name, value in settings.items():
-        if name not in node or name == "_target_":
-            raise UserError(f"{group}.{name}: is no setting of {group}={choice}")
-        node[name] = value
-    return node
-
-
-def shipped_names(group: str) -> list[str]:
-    """The choices of a group that come with rlprune."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        raise refusal(key, settings, cause) from error
 
 
 def word_choices(node: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -255,11 +148,6 @@ def word_choices(node: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     factory = hydra.utils.get_object(node["_target_"])
     hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
     return {key: typing.get_args(hints[key]) for key in node if typing.get_origin(hints.get(key)) is Literal}
-
-
-def plain_settings(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A plug-in's settings without its class, as `shipped` takes them."""
-    return {key: value for key, value in node.items() if key != "_target_"}
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> str | None:
@@ -271,13 +159,6 @@ def first_difference(old: Any, new: Any, key: str = "") -> str | None:
                 return found
         return None
     return None if old == new else f"{key} was {old}, is {new}"
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """A yaml file as plain values, without the choices of other groups that it may bring along."""
-    values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))))
-    values.pop("defaults", None)
-    return values
 
 
 def resolve(config: DictConfig) -> Any:

@@ -1,13 +1,14 @@
 """How the dense network of a run is made again."""
 
+import math
 import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from rlprune.config import build, shipped, shipped_names
 from rlprune.errors import UserError
+from rlprune.shipped import make_shipped, shipped_names
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,47 @@ class Origin:
                 f"model={self.model}: is not shipped with this version, and code is never taken from a file; name the network again: "
                 f"{' '.join(words)} beside the folder, or rlprune.load(FOLDER, model=NETWORK)"
             )
-        network: nn.Module = build(
-            shipped("model", self.model, self.model_settings), "model", in_channels=self.in_channels, num_classes=len(self.class_names)
-        )
+        sizes = {"in_channels": self.in_channels, "num_classes": len(self.class_names)}
+        network: nn.Module = make_shipped("model", self.model, self.model_settings, **sizes)
         return network
+
+
+def read_origin(raw: Any) -> Origin:
+    """An origin as a plan has it; nothing is converted, so that what was not written is not read.
+
+    Raises:
+        KeyError: an entry is missing.
+        TypeError: it is no mapping.
+        ValueError: an entry has an impossible value; names it.
+    """
+    channels, size, classes = raw["in_channels"], raw["image_size"], raw["class_names"]
+    checks = {
+        **{name: isinstance(raw[name], str) for name in ("model", "dataset")},
+        **{name: isinstance(raw[name], dict) for name in ("model_settings", "dataset_settings")},
+        "in_channels": type(channels) is int and 1 <= channels <= 1024,
+        "image_size": isinstance(size, list) and len(size) == 2 and all(type(side) is int and 1 <= side <= 8192 for side in size),
+        "class_names": isinstance(classes, list) and len(classes) >= 1 and all(isinstance(name, str) for name in classes),
+    }
+    wrong = next((name for name, holds in checks.items() if not holds), None)
+    wrong = wrong or next((name for name in ("mean", "std") if not _are_numbers(raw[name], channels)), None)
+    if wrong is None and min(raw["std"]) <= 0:
+        wrong = "std"
+    if wrong is not None:
+        raise ValueError(f"origin: {wrong} has an impossible value")
+    return Origin(
+        **{name: raw[name] for name in ("model", "model_settings", "dataset", "dataset_settings", "in_channels")},
+        image_size=(size[0], size[1]),
+        class_names=tuple(classes),
+        mean=tuple(map(float, raw["mean"])),
+        std=tuple(map(float, raw["std"])),
+    )
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    """Finite ones, so many of them."""
+    if not isinstance(values, list) or len(values) != count:
+        return False
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
 def _word(value: Any) -> str:
