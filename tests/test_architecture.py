@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
-    {"errors", "seeding", "files", "skeleton"},
+    {"errors", "seeding", "files", "skeleton", "plan", "shipped"},
     {"checkpoint", "cost", "config", "grid", "kernels", "latency_model", "provenance"},
     {"graph", "rl"},
     {"agents", "criteria", "rewards", "models", "data", "trackers", "latency"},

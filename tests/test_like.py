@@ -30,7 +30,7 @@ def run(tmp_path):
 
 def plan(folder, keep):
     (folder / "pruned").mkdir(parents=True)
-    (folder / "pruned/plan.json").write_text(json.dumps({"keep": keep}))
+    (folder / "pruned/plan.json").write_text(json.dumps({"format": 1, "keep": keep}))
     return folder
 
 

@@ -275,8 +275,11 @@ def test_a_network_of_ones_own_is_named_again(rlprune, tmp_path, monkeypatch):
     [
         (("like=gone",), "like=gone: has no pruned/plan.json; name the folder of a finished `rlprune prune`"),
         (("like=damaged",), "damaged/plan.json: is not valid JSON"),
-        (("like=newer",), "newer/plan.json: has format 99, this version reads 1; use the version that wrote it"),
-        (("like=garbled",), "garbled/plan.json: lacks or garbles"),
+        (
+            ("like=newer",),
+            "newer/plan.json: was written by a newer version (format 99, this one reads up to 2); pip install",
+        ),
+        (("like=garbled",), "garbled/plan.json: is not as it was written (its hash differs); copy the whole folder again"),
         (("like=run", "checkpoint=w.pt"), "checkpoint=w.pt: goes not with like, which trains from scratch; leave one of them out"),
         (("like=run", "model.width=0.25"), "model.width: like takes the run's model; name model=NAME as well, or leave it out"),
         (("like=run", "dataset.crop=2"), "dataset.crop: like takes the run's dataset; name dataset=NAME as well, or leave it out"),

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from rlprune.agents.base import Stateless, StepTask
 from rlprune.errors import UserError
-from rlprune.files import read_json
 from rlprune.graph import ChannelGraph
+from rlprune.plan import read_sealed
 
 
 class Like(Stateless):
@@ -73,7 +73,7 @@ def _kept_units(run: str) -> dict[str, list[int]]:
     path = next((plan for plan in plans if plan.is_file()), None)
     if path is None:
         raise ValueError(f"run={run}: has no pruned/plan.json; name the folder of a finished `rlprune prune`")
-    kept = read_json(path).get("keep")
+    kept = read_sealed(path).get("keep")
     if not (isinstance(kept, dict) and kept and all(map(_are_units, kept.values()))):
         raise UserError(f"{path}: lacks or garbles keep; the file is damaged, use another run")
     return kept

@@ -1,8 +1,7 @@
 """A pruned network on disk: what was kept as JSON, the weights as safetensors, no pickled code."""
 
-import hashlib
-import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from torch import nn
 
 from rlprune.checkpoint import load_into, load_tensors, save_tensors
 from rlprune.errors import UserError
-from rlprune.files import read_json, write_json
 from rlprune.graph import ChannelGraph, prune, trace
-from rlprune.results.origin import Origin
+from rlprune.plan import check_files, read_sealed, write_plan
+from rlprune.results.origin import Origin, read_origin
 
-FORMAT = 1
+WEIGHTS, BEFORE = "weights.safetensors", "before_recovery.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,10 @@ def save_artefact(
         facts: further entries of the plan.
     """
     if before is not None:
-        save_tensors(folder / "before_recovery.safetensors", before.state_dict())
-    save_tensors(folder / "weights.safetensors", after.state_dict())
-    plan = {
-        "format": FORMAT,
-        "origin": asdict(origin),
-        "keep": {name: units.tolist() for name, units in keep.items()},
-        "ignore": ignore,
-        "weights_sha256": _digest(folder / "weights.safetensors"),
-        **facts,
-    }
-    write_json(folder / "plan.json", plan)
+        save_tensors(folder / BEFORE, before.state_dict())
+    save_tensors(folder / WEIGHTS, after.state_dict())
+    plan = {"origin": asdict(origin), "keep": {name: units.tolist() for name, units in keep.items()}, "ignore": ignore, **facts}
+    write_plan(folder / "plan.json", plan, [WEIGHTS] if before is None else [WEIGHTS, BEFORE])
 
 
 def load_artefact(folder: Path, make: Callable[[Origin], nn.Module] = Origin.build) -> Artefact:
@@ -77,8 +69,10 @@ def load_artefact(folder: Path, make: Callable[[Origin], nn.Module] = Origin.bui
     Raises:
         UserError: a file is absent, damaged, of a newer version, or does not fit the others; names it.
     """
-    found = load_architecture(folder, make)
-    _load(found.network, folder / "weights.safetensors", found.plan)
+    plan, origin, keep = read_plan(folder / "plan.json")
+    check_files(folder, plan["hashes"], WEIGHTS)  # before a network is built for them
+    found = _build(folder / "plan.json", plan, origin, keep, make)
+    load_into(found.network, load_tensors(folder / WEIGHTS)[0], str(folder / WEIGHTS))
     found.network.eval()
     return found
 
@@ -90,10 +84,13 @@ def load_architecture(folder: Path, make: Callable[[Origin], nn.Module] = Origin
         UserError: the plan is absent, damaged, of a newer version, or does not fit the dense network; names it.
     """
     path = folder / "plan.json"
-    plan, origin, keep = read_plan(path)
+    return _build(path, *read_plan(path), make)
+
+
+def _build(path: Path, plan: dict[str, Any], origin: Origin, keep: dict[str, np.ndarray], make: Callable[[Origin], nn.Module]) -> Artefact:
     try:
         dense = make(origin)
-        graph = trace(dense, torch.zeros(2, *origin.shape), ignore=map(str, plan["ignore"]), prove=False)
+        graph = trace(dense, torch.zeros(2, *origin.shape), ignore=plan["ignore"], prove=False)
         network = prune(dense, graph, keep)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -104,8 +101,9 @@ def load_levels(folder: Path, dense: nn.Module, graph: ChannelGraph) -> tuple[nn
     """The networks before and after recovery of one saved level, cut out of the dense network at hand."""
     plan, _, keep = read_plan(folder / "plan.json")
     before, after = prune(dense, graph, keep), prune(dense, graph, keep)
-    load_into(before, load_tensors(folder / "before_recovery.safetensors")[0], str(folder / "before_recovery.safetensors"))
-    _load(after, folder / "weights.safetensors", plan)
+    for network, name in ((before, BEFORE), (after, WEIGHTS)):
+        check_files(folder, plan["hashes"], name)
+        load_into(network, load_tensors(folder / name)[0], str(folder / name))
     return before.eval(), after.eval()
 
 
@@ -121,20 +119,24 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     Raises:
         UserError: a file is absent or damaged, or `model` is another network.
     """
-    folder = find_artefact(Path(path))
+    folder = find_artefact(Path(path), "path")
     return (load_artefact(folder) if model is None else load_artefact(folder, lambda origin: model)).network
 
 
 def find_artefact(path: Path, key: str = "run") -> Path:
-    """The folder that holds plan.json: the path itself, or `pruned` in it.
+    """The folder that holds plan.json: the path itself, `pruned` in it, or the folder of the plan that is named.
 
     Args:
-        path: of a run, or of an artefact in it.
+        path: of a run, of an artefact in it, or of its plan.json; `~` is the user's home.
         key: that named it, for the message.
 
     Raises:
         UserError: there is none.
     """
+    with suppress(RuntimeError):  # the home of a user that is not there
+        path = path.expanduser()
+    if path.name == "plan.json" and path.is_file():
+        return path.parent
     for folder in (path, path / "pruned"):
         if (folder / "plan.json").is_file():
             return folder
@@ -145,55 +147,46 @@ def read_plan(path: Path) -> tuple[dict[str, Any], Origin, dict[str, np.ndarray]
     """A plan, its origin and its kept units, checked for form.
 
     Raises:
-        UserError: the plan is absent, damaged, or of another format.
+        UserError: the plan is absent, damaged, changed, or of another format.
     """
-    plan = read_json(path)
-    if plan.get("format") is not FORMAT:
-        raise UserError(f"{path}: has format {plan.get('format')}, this version reads {FORMAT}; use the version that wrote it")
+    plan = read_sealed(path)
     try:
-        raw = plan["origin"]
-        origin = Origin(
-            model=str(raw["model"]),
-            model_settings=dict(raw["model_settings"]),
-            dataset=str(raw["dataset"]),
-            dataset_settings=dict(raw["dataset_settings"]),
-            in_channels=int(raw["in_channels"]),
-            image_size=(int(raw["image_size"][0]), int(raw["image_size"][1])),
-            class_names=tuple(map(str, raw["class_names"])),
-            mean=tuple(map(float, raw["mean"])),
-            std=tuple(map(float, raw["std"])),
-        )
-        keep = {str(name): np.array(units, dtype=int) for name, units in plan["keep"].items()}
-        str(plan["weights_sha256"]), list(plan["ignore"])
-        wrong = _wrong_entry(plan, origin)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path}: lacks or garbles {error}; the file is damaged, use another run") from error
-    if wrong is not None:
-        raise UserError(f"{path}: {wrong}; the file is damaged, use another run")
+        wrong = _wrong_entry(plan)
+        if wrong is not None:
+            raise ValueError(f"{wrong} has an impossible value")
+        origin = read_origin(plan["origin"])
+        keep = {name: np.array(units, dtype=int) for name, units in plan["keep"].items()}
+    except KeyError as error:
+        raise UserError(f"{path}: lacks {error}; the file is damaged, use another run") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path}: is garbled ({error}); the file is damaged, use another run") from error
     return plan, origin, keep
 
 
-def _wrong_entry(plan: dict[str, Any], origin: Origin) -> str | None:
+def _wrong_entry(plan: dict[str, Any]) -> str | None:
     """The first entry whose value cannot be."""
+    keep, hashes, ignore = plan["keep"], plan["hashes"], plan["ignore"]
     checks = {
-        "in_channels": 1 <= origin.in_channels <= 1024,
-        "image_size": all(1 <= size <= 8192 for size in origin.image_size),
-        "class_names": len(origin.class_names) >= 1,
-        "mean": len(origin.mean) == origin.in_channels and all(math.isfinite(value) for value in origin.mean),
-        "std": len(origin.std) == origin.in_channels and all(math.isfinite(value) and value > 0 for value in origin.std),
-        "seed": type(plan["seed"]) is int and plan["seed"] >= 0,
-        "dense_seed": type(plan.get("dense_seed", 0)) is int and plan.get("dense_seed", 0) >= 0,
+        "keep": isinstance(keep, dict) and all(map(_are_units, keep.values())),
+        "ignore": isinstance(ignore, list) and all(isinstance(name, str) for name in ignore),
+        "hashes": isinstance(hashes, dict) and WEIGHTS in hashes and all(_is_hash(*item) for item in hashes.items()),
+        "seed": _is_seed(plan["seed"]),
+        "dense_seed": _is_seed(plan.get("dense_seed", 0)),
         "sparsity": isinstance(plan["sparsity"], float) and 0 <= plan["sparsity"] < 1,
     }
-    return next((f"{name} has an impossible value" for name, holds in checks.items() if not holds), None)
+    return next((name for name, holds in checks.items() if not holds), None)
 
 
-def _load(network: nn.Module, path: Path, plan: dict[str, Any]) -> None:
-    tensors, _ = load_tensors(path)
-    if _digest(path) != plan["weights_sha256"]:
-        raise UserError(f"{path}: does not belong to {path.parent / 'plan.json'} (its hash differs); copy the whole folder again")
-    load_into(network, tensors, str(path))
+def _are_units(units: Any) -> bool:
+    """Distinct indices, one at least; the graph says which there are."""
+    return isinstance(units, list) and all(type(unit) is int and unit >= 0 for unit in units) and 0 < len(units) == len(set(units))
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _is_hash(name: str, value: Any) -> bool:
+    """Of a file in the same folder."""
+    plain = name.isascii() and name.isprintable() and len(name) < 256 and not set(name) & set("/\\")
+    return plain and name not in ("", ".", "..") and isinstance(value, str)
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and value >= 0
