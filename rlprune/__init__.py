@@ -13,14 +13,29 @@ if TYPE_CHECKING:
     from rlprune.latency.build import with_latency
     from rlprune.results.artefact import load
     from rlprune.results.drawing import draw
+    from rlprune.results.preprocessing import load_preprocessing
     from rlprune.search.pruning_env import pruning_env
 
-__all__ = ["ChannelGraph", "bench", "draw", "load", "mask", "prune", "pruning_env", "rebind", "trace", "verify", "with_latency"]
+__all__ = [
+    "ChannelGraph",
+    "bench",
+    "draw",
+    "load",
+    "load_preprocessing",
+    "mask",
+    "prune",
+    "pruning_env",
+    "rebind",
+    "trace",
+    "verify",
+    "with_latency",
+]
 
 _HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "rebind", "trace", "verify"), "rlprune.graph") | {
     "bench": "rlprune.benchmark.bench",
     "draw": "rlprune.results.drawing",
     "load": "rlprune.results.artefact",
+    "load_preprocessing": "rlprune.results.preprocessing",
     "pruning_env": "rlprune.search.pruning_env",
     "with_latency": "rlprune.latency.build",
 }

@@ -192,9 +192,18 @@ def open_picture(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _eight_bits(image).convert("RGB")
+            return as_rgb(image)
     except UNREADABLE as error:
         raise UserError(f"{path}: is no readable image ({error}); replace or remove it") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode in three channels of 8 bits.
+
+    Raises:
+        ValueError: its pixels have no fixed range.
+    """
+    return _eight_bits(image).convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
