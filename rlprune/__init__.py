@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlprune.benchmark.bench import bench
+    from rlprune.export.export import export_network
     from rlprune.graph import ChannelGraph, mask, prune, rebind, trace, verify
     from rlprune.latency.build import with_latency
     from rlprune.results.artefact import load
@@ -20,6 +21,7 @@ __all__ = [
     "ChannelGraph",
     "bench",
     "draw",
+    "export_network",
     "load",
     "load_preprocessing",
     "mask",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "rebind", "trace", "verify"), "rlprune.graph") | {
     "bench": "rlprune.benchmark.bench",
     "draw": "rlprune.results.drawing",
+    "export_network": "rlprune.export.export",
     "load": "rlprune.results.artefact",
     "load_preprocessing": "rlprune.results.preprocessing",
     "pruning_env": "rlprune.search.pruning_env",

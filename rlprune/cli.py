@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a dense network and keep it for later runs",
     "prune": "search, prune, recover: the main job",
     "evaluate": "measure a pruned network, or any checkpoint, on the test split",
+    "export": "write a pruned network as ONNX or torch.export file, checked against torch",
     "sensitivity": "measure what each channel group costs when it is pruned alone",
     "bench": "time the dense and the pruned network of a run on this machine",
     "inspect": "show and draw a network's channel groups, its cost, and what a run removed; prove the groups",

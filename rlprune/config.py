@@ -59,6 +59,7 @@ def register() -> None:
         ("train", TrainConfig),
         ("prune", PruneConfig),
         ("evaluate", EvaluateConfig),
+        ("export", ExportConfig),
         ("sensitivity", SensitivityConfig),
         ("inspect", InspectConfig),
         ("bench", BenchConfig),

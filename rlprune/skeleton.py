@@ -8,6 +8,8 @@ from omegaconf import MISSING
 
 from rlprune.errors import UserError
 
+EXPORT_FORMATS = ("onnx", "torch_export")
+
 
 @dataclass
 class Paths:
@@ -197,6 +199,21 @@ class BenchConfig:
 
 
 @dataclass
+class ExportConfig(RunConfig):
+    """`rlprune export`."""
+
+    run: str | None = MISSING  # run or artefact folder
+    format: str = MISSING  # onnx or torch_export
+    opset: int | None = MISSING  # ONNX operator set; null: torch's default
+    dynamic_batch: bool = MISSING  # takes any number of images; false: one
+    fold_bn: bool = MISSING  # batch norms are folded into the layers before them
+    images: int = MISSING  # of the search split, on which the file is compared with torch
+    tolerance: float = MISSING  # largest difference between two scores, as a share of the largest score where that is above 1
+    dense: bool = MISSING  # measure the file of the dense network, too
+    out: str | None = MISSING  # the file; null: RUN/export/ARTEFACT.onnx
+
+
+@dataclass
 class InspectConfig(RunConfig):
     """`rlprune inspect`."""
 
@@ -264,6 +281,8 @@ def check_ranges(config: Any) -> None:
         _require(config.draw in ("png", "svg", "pdf", "none"), f"draw={config.draw}", "must be one of png, svg, pdf, none")
     if isinstance(config, BenchConfig):
         _check_bench(config)
+    if isinstance(config, ExportConfig):
+        _check_export(config)
     if isinstance(config, PruneConfig):
         known = not config.schedule.joint or config.schedule.steps is not None
         _require(known, "schedule.steps=null", "must be the epochs of joint training, such as schedule.steps='${training.epochs}'")
@@ -319,6 +338,17 @@ def _check_bench(config: BenchConfig) -> None:
     _require(config.seconds > 0, f"seconds={config.seconds}", "must be > 0")
     _require(config.rounds >= 1, f"rounds={config.rounds}", "must be ≥ 1")
     _require(config.image_size is None or config.image_size >= 1, f"image_size={config.image_size}", "must be ≥ 1, or null")
+
+
+def _check_export(config: ExportConfig) -> None:
+    _require(config.run is not None, "run", "name a run folder, run=outputs/prune/RUN, or an artefact folder in it")
+    _require(config.format in EXPORT_FORMATS, f"format={config.format}", f"unknown; choose one of {', '.join(EXPORT_FORMATS)}")
+    _require(config.images >= 1, f"images={config.images}", "must be ≥ 1")
+    _require(config.tolerance > 0, f"tolerance={config.tolerance}", "must be > 0")
+    fixed = {"device": "cpu", "precision": "fp32", "channels_last": "false", "compile": "false", "checkpoint": "none"}
+    for key, only in fixed.items():
+        value = str(getattr(config, key)).lower()
+        _require(value == only, f"{key}={value}", "networks are exported as the run left them, in float32, on the CPU; leave it out")
 
 
 def _check_budget(budget: BudgetConfig) -> None:

@@ -808,7 +808,7 @@ def test_a_read_only_or_full_disk_loses_nothing(rlprune, monkeypatch):
 def test_the_bare_command_help_version_and_completion(rlprune, monkeypatch):
     code, out, _ = rlprune()
     assert code == 0
-    for name in ("train", "prune", "evaluate", "sensitivity", "bench", "inspect", "report"):
+    for name in ("train", "prune", "evaluate", "export", "sensitivity", "bench", "inspect", "report"):
         assert f"\n  {name}" in out
     assert rlprune("--version")[1].startswith("rlprune ")
     code, out, _ = rlprune("prune", "--help")

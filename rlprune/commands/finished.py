@@ -18,7 +18,7 @@ from rlprune.results.artefact import Artefact, find_artefact, load_architecture,
 from rlprune.results.inspection import Inspected
 from rlprune.search.sensitivity import Subject
 from rlprune.setup import Setup
-from rlprune.skeleton import BenchConfig, EvaluateConfig, InspectConfig, SensitivityConfig
+from rlprune.skeleton import BenchConfig, EvaluateConfig, ExportConfig, InspectConfig, SensitivityConfig
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def named(key: str) -> bool:
     return any(override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task)
 
 
-def open_artefact(config: EvaluateConfig | SensitivityConfig | BenchConfig) -> tuple[Path, Artefact]:
+def open_artefact(config: EvaluateConfig | ExportConfig | SensitivityConfig | BenchConfig) -> tuple[Path, Artefact]:
     """The artefact folder of `config.run` and its network; the model that the line names, if it names one, and else the shipped one.
 
     Raises:
@@ -38,7 +38,7 @@ def open_artefact(config: EvaluateConfig | SensitivityConfig | BenchConfig) -> t
     return folder, load_artefact(folder, partial(make_network, config)) if named("model") else load_artefact(folder)
 
 
-def open_run(config: EvaluateConfig | SensitivityConfig, choices: dict[str, str]) -> tuple[Path, Artefact, Setup]:
+def open_run(config: EvaluateConfig | ExportConfig | SensitivityConfig, choices: dict[str, str]) -> tuple[Path, Artefact, Setup]:
     """The artefact folder of `config.run`, its network, and the data it was made for, unless another data set is named.
 
     `config` and `choices` are brought in line with the run: the data set, and the seed of the search split.
