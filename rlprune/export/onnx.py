@@ -61,7 +61,7 @@ def export_onnx(
         UserError: a package is missing, the network cannot be captured, ONNX lacks one of its operators, or it is too large for one file.
     """
     check_opset(opset)
-    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in [*network.parameters(), *network.buffers()]}
+    tensors = {tensor.data_ptr() or id(tensor): tensor.nbytes for tensor in [*network.parameters(), *network.buffers()]}
     if sum(tensors.values()) > LARGEST:
         raise UserError(f"format=onnx: weights of {sum(tensors.values()) / 1e9:.1f} GB; a file holds 2 GB; use format=torch_export")
     program = capture(network, example, dynamic_batch=dynamic_batch)
@@ -109,19 +109,16 @@ def _explained(error: Exception, program: torch.export.ExportedProgram) -> UserE
         chain.append(cause)
     text = "\n".join(str(link) for link in chain)
     if lacking := re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text):
-        node = re.search(r"translating node %(\w+)", text)
-        where = _layer(program, node[1]) if node else ""
+        where = _layer(program, lacking[1].rpartition(".")[2])
         return UserError(f"format=onnx: ONNX has no operator for {lacking[1]}{where}; replace it, or use format=torch_export")
     first = str(chain[-1]).strip().splitlines() or ["no message"]
     return UserError(f"format=onnx: torch's exporter failed ({type(chain[-1]).__name__}: {first[0]}); try format=torch_export")
 
 
-def _layer(program: torch.export.ExportedProgram, name: str) -> str:
-    """Where a node of the decomposed graph comes from: ` (in layer1.0)`; empty where that is not known."""
-    with quiet():
-        graph = program.run_decompositions().graph
-    stack = next((node.meta.get("nn_module_stack") for node in graph.nodes if node.name == name), None)
-    layers = [path for path, _ in (stack or {}).values() if path]
+def _layer(program: torch.export.ExportedProgram, operator: str) -> str:
+    """The first layer with an operator of this name: ` (in layer1.0)`; empty where there is none, as decomposition has made it."""
+    stacks = (node.meta.get("nn_module_stack") for node in program.graph.nodes if operator in str(node.target))
+    layers = [path for path, _ in (next(stacks, None) or {}).values() if path]
     return f" (in {layers[-1]})" if layers else ""
 
 
