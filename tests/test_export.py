@@ -224,6 +224,19 @@ def test_folded_files_have_torchs_scores(tmp_path):
     assert len(operators) == 1
 
 
+def test_what_an_example_of_zeros_hides_is_not_folded(tmp_path):
+    class TwoReaders(Tiny):
+        def forward(self, x):
+            y = self.conv(x)
+            return self.head((self.norm(y) + y).mean((2, 3)))
+
+    network = nets.randomised(TwoReaders())
+    nn.init.zeros_(network.conv.bias)
+    report = package.export_network(network, torch.zeros(2, 3, 8, 8), tmp_path / "a.pt2", "torch_export", fold_bn=True)
+    assert (report.folded, report.check.images) == (0, 7)
+    assert report.check.difference <= 1e-5
+
+
 def test_a_network_that_asks_its_norms_for_more_than_calls_keeps_them():
     class Asks(Tiny):
         def forward(self, x):

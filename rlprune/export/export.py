@@ -68,13 +68,13 @@ def export_network(
 
     Args:
         network: any that returns one tensor; it is not changed.
-        example: images as it takes them, float, shape (n, C, H, W).
+        example: images as it takes them, float, shape (n, C, H, W); their values do not matter.
         path: of the file; ends in .onnx or .pt2.
         format: onnx (needs `pip install 'rlprune[onnx]'`) or torch_export.
         opset: ONNX operator set; None for torch's default.
         dynamic_batch: takes any number of images; otherwise as many as the example has.
         fold_bn: batch norms are folded into the layers before them.
-        images: what the two are compared on; None for the example.
+        images: what the two are compared on; None for noise.
         tolerance: largest difference between two scores, as a share of the largest score where that is above 1.
         metadata: text that the file carries along.
 
@@ -86,13 +86,13 @@ def export_network(
     example, folds = example.cpu().float(), 0
     smaller = network
     if fold_bn:
-        smaller, folds = fold_norms(network, example)
+        smaller, folds = fold_norms(network, _noise(example, len(example)))
     checks: list[Check] = []
 
     def write(temporary: Path) -> None:
         write_network(smaller, example, temporary, format, opset=opset, dynamic_batch=dynamic_batch, metadata=metadata or {})
         run = open_onnx(temporary) if format == "onnx" else open_torch(temporary)
-        shown = example if images is None else images.cpu().float()
+        shown = _noise(example, 7) if images is None else images.cpu().float()
         checks.append(compare(run, network, shown, batch=None if dynamic_batch else len(example)))
         checks[0].require(tolerance, str(path))
 
@@ -153,11 +153,16 @@ def file_bytes(
     """
     network = _with_random_values(network).cpu().float().eval().requires_grad_(False)
     if fold_bn:
-        network, _ = fold_norms(network, example)
+        network, _ = fold_norms(network, _noise(example, len(example)))
     with TemporaryDirectory(prefix=".dense-", dir=folder) as name:
         path = Path(name) / f"dense{SUFFIXES[format]}"
         write_network(network, example, path, format, opset=opset, dynamic_batch=dynamic_batch, metadata=metadata)
         return path.stat().st_size
+
+
+def _noise(example: Tensor, count: int) -> Tensor:
+    """So many images of the example's shape, in which nothing is hidden as it would be in zeros."""
+    return torch.randn(count, *example.shape[1:], generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
