@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -17,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from rlprune.criteria.base import (
     Aggregation,
+    Calibration,
     Mode,
     Normalization,
     Reduction,
@@ -66,20 +66,23 @@ class ActivationTaylor:
         Raises:
             UserError: there are no images or labels, or mode=train meets a weight that asks for passes of single examples.
         """
-        images, labels = require_data(images, labels, "activation_taylor")
-        slots = producing_slots(graph)
+        return self.scores_on(model, graph, require_data(images, labels, "activation_taylor"))
+
+    def scores_on(self, model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> dict[str, Tensor]:
+        """The same, by the loss of other examples."""
+        slots, device = producing_slots(graph), calibration.device
         weights = {name: named_tensor(model, name) for name, _ in slots}
-        with calibrating(model, weights.values(), "eval", images.device):
-            mixed = _mixed(model, weights, images, labels)
-        with calibrating(model, weights.values(), self.mode, images.device):
-            found, single = _by_gates(model, slots, {name: w for name, w in weights.items() if name not in mixed}, images, labels)
+        with calibrating(model, weights.values(), "eval", device):
+            mixed = _mixed(model, weights, calibration)
+        with calibrating(model, weights.values(), self.mode, device):
+            found, single = _by_gates(model, slots, {name: w for name, w in weights.items() if name not in mixed}, calibration)
         if single and self.mode == "train":
             layer = single[0][0].rpartition(".")[0] or single[0][0]
             raise UserError(f"criterion.mode=train: the outputs of {layer} cannot be told apart by example; type criterion.mode=eval")
         if single:
             biases = {slot: bias for slot in single if (bias := _bias(model, slot)) is not None}
-            with calibrating(model, [*weights.values(), *biases.values()], "eval", images.device):
-                found |= _by_example(model, {slot: weights[slot[0]] for slot in single}, biases, images, labels)
+            with calibrating(model, [*weights.values(), *biases.values()], "eval", device):
+                found |= _by_example(model, {slot: weights[slot[0]] for slot in single}, biases, calibration)
         return self.reduce(graph, {slot: _normalized(found[slot]) for slot in slots})
 
 
@@ -133,30 +136,30 @@ class _Gates(TorchFunctionMode):
         return dim == (1 if self.kinds[name] == "embedding" else 0)
 
 
-def _mixed(model: nn.Module, weights: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> set[str]:
+def _mixed(model: nn.Module, weights: Mapping[str, Tensor], calibration: Calibration) -> set[str]:
     """Weights of layers whose first axis does not hold the examples one after the other: the loss of the second reaches the first's rows.
 
     Norms without running statistics tie examples together themselves: then their order along the first axis is taken on trust.
     """
-    if len(images) < 2:
+    if len(calibration) < 2:
         return set()
     gates = _Gates(weights, 2)
     with gates:
-        outputs = model(images[:2])
+        loss = calibration.part(0, 2).of_last(model)
     if any(isinstance(module, _BatchNorm) and module.running_mean is None for module in model.modules()):
         return gates.unfit
-    found = gradients(F.cross_entropy(outputs[1:].float(), labels[1:2]), gates.ones.values())
+    found = gradients(loss, gates.ones.values())
     return gates.unfit | {name for name, gradient in zip(gates.ones, found, strict=True) if gradient is not None and gradient[0].any()}
 
 
 def _by_gates(
-    model: nn.Module, slots: Sequence[Slot], gated: Mapping[str, Tensor], images: Tensor, labels: Tensor
+    model: nn.Module, slots: Sequence[Slot], gated: Mapping[str, Tensor], calibration: Calibration
 ) -> tuple[dict[Slot, Tensor], list[Slot]]:
     """Scores of the entries of slots, shape (entry,), from one pass, and the slots that need a pass for each example."""
     weights = {name: named_tensor(model, name) for name, _ in slots}
-    gates = _Gates(gated, len(images))
+    gates = _Gates(gated, len(calibration))
     with gates:
-        loss = F.cross_entropy(model(images).float(), labels, reduction="sum")  # of which an example's products hold its own loss only
+        loss = calibration.total(model)  # of which an example's products hold its own loss only
     left = {slot: weights[slot[0]] for slot in slots if not gates.explains(slot, weights[slot[0]])}
     products = gradients(loss, [*gates.ones.values(), *left.values()])
     by_name = dict(zip(gates.ones, products, strict=False))
@@ -195,18 +198,18 @@ def _bias(model: nn.Module, slot: Slot) -> Tensor | None:
 
 
 def _by_example(
-    model: nn.Module, weights: Mapping[Slot, Tensor], biases: Mapping[Slot, Tensor], images: Tensor, labels: Tensor
+    model: nn.Module, weights: Mapping[Slot, Tensor], biases: Mapping[Slot, Tensor], calibration: Calibration
 ) -> dict[Slot, Tensor]:
     """Mean over examples of |Σ_k w_ik · ∂C/∂w_ik + b_i · ∂C/∂b_i|, shape (entry,)."""
     scores = {slot: weight.new_zeros(weight.shape[slot[1]]) for slot, weight in weights.items()}
-    for image, label in zip(images.split(1), labels.split(1), strict=True):
-        loss = F.cross_entropy(model(image).float(), label)
+    for index in range(len(calibration)):
+        loss = calibration.part(index, index + 1).loss(model)
         found = gradients(loss, [*weights.values(), *biases.values()])
         by_bias = dict(zip(biases, found[len(weights) :], strict=True))
         for (slot, weight), gradient in zip(weights.items(), found, strict=False):
             products = torch.zeros_like(weight) if gradient is None else weight.detach() * gradient
             total, slope = by_output_channel(products, slot[1]).sum(dim=1), by_bias.get(slot)
-            scores[slot] += (total if slope is None else total + biases[slot].detach() * slope).abs() / len(images)
+            scores[slot] += (total if slope is None else total + biases[slot].detach() * slope).abs() / len(calibration)
     return scores
 
 

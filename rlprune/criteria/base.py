@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -22,7 +23,11 @@ Mode = Literal["eval", "train"]
 
 
 class Criterion(Protocol):
-    """Ranks the units of every group: what scores lowest is removed first."""
+    """Ranks the units of every group: what scores lowest is removed first.
+
+    One that takes gradients may also have `scores_on(model, graph, calibration)`, which takes those of any `Calibration`: for networks that
+    return something else than class scores.
+    """
 
     calibration_images: int
     """Training images that `scores` reads; 0 where it needs no data, and is called without."""
@@ -117,18 +122,75 @@ class FilterCriterion(ABC):
         return self.reduce(graph, {slot: self.by_filter(rows) for slot, rows in filters(model, graph).items()})
 
 
+# -- calibration -------------------------------------------------------------------------------------------------------------------------
+
+
+class Calibration(Protocol):
+    """Training examples, and the loss that gradients are taken of, in forward passes over all of them."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the examples."""
+
+    def __len__(self) -> int: ...
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """Mean over the examples."""
+
+    def total(self, model: nn.Module) -> Tensor:
+        """Their sum, or a multiple of it."""
+
+    def of_last(self, model: nn.Module) -> Tensor:
+        """A scalar that only the outputs of the last example go into."""
+
+    def part(self, start: int, stop: int) -> "Calibration":
+        """Some of the examples."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with labels, and the cross-entropy of class scores."""
+
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Of the images."""
+        return self.images.device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """Mean over the images."""
+        return F.cross_entropy(model(self.images).float(), self.labels)
+
+    def total(self, model: nn.Module) -> Tensor:
+        """Sum over the images."""
+        return F.cross_entropy(model(self.images).float(), self.labels, reduction="sum")
+
+    def of_last(self, model: nn.Module) -> Tensor:
+        """Cross-entropy of the last image."""
+        return F.cross_entropy(model(self.images)[-1:].float(), self.labels[-1:])
+
+    def part(self, start: int, stop: int) -> "Labelled":
+        """Some of the images."""
+        return Labelled(self.images[start:stop], self.labels[start:stop])
+
+
 # -- passes over calibration images ------------------------------------------------------------------------------------------------------
 
 
-def require_data(images: Tensor | None, labels: Tensor | None, criterion: str) -> tuple[Tensor, Tensor]:
-    """Images and labels, of which there must be some.
+def require_data(images: Tensor | None, labels: Tensor | None, criterion: str) -> Labelled:
+    """Images with labels, of which there must be some.
 
     Raises:
         UserError: there are none.
     """
     if images is None or labels is None or len(images) == 0:
         raise UserError(f"criterion={criterion}: scores by gradients on images with labels; pass some, or take one without, criterion=l1")
-    return images, labels
+    return Labelled(images, labels)
 
 
 def require_calibration(mode: str, calibration_images: int) -> None:

@@ -3,11 +3,11 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlprune.criteria.base import (
     Aggregation,
+    Calibration,
     Mode,
     Normalization,
     Reduction,
@@ -54,12 +54,14 @@ class WeightTaylor:
         Raises:
             UserError: there are no images or labels.
         """
-        images, labels = require_data(images, labels, "taylor")
+        return self.scores_on(model, graph, require_data(images, labels, "taylor"))
+
+    def scores_on(self, model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> dict[str, Tensor]:
+        """The same, by the loss of other examples."""
         slots = producing_slots(graph)
         weights = {name: named_tensor(model, name) for name, _ in slots}
-        with calibrating(model, weights.values(), self.mode, images.device):
-            loss = F.cross_entropy(model(images).float(), labels)
-            found = dict(zip(weights, gradients(loss, weights.values()), strict=True))
+        with calibrating(model, weights.values(), self.mode, calibration.device):
+            found = dict(zip(weights, gradients(calibration.loss(model), weights.values()), strict=True))
         by_slot = {}
         for name, dim in slots:
             weight, gradient = weights[name].detach(), found[name]

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -25,12 +25,13 @@ from rlprune.search.bisection import Pass, bisected_search, forget_passes, secon
 from rlprune.search.execution import choose_execution
 from rlprune.search.forecast import Forecast
 from rlprune.search.latency import LatencyQuestion
-from rlprune.search.limits import Limits, Room
+from rlprune.search.limits import Room
 from rlprune.search.measure import make_score, search_evaluator
 from rlprune.search.outcome import compared, targets_reached
+from rlprune.search.plan import kept_counts, make_plan, num_steps
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
-from rlprune.search.schedule import Schedule, Size, Targets, make_schedule, reach_rows, size_of
+from rlprune.search.schedule import Schedule, Size, Targets, reach_rows, size_of
 from rlprune.search.task import Environment, Ledger, Reward, Task, as_it_is
 from rlprune.search.tracked import TrackedSearch
 from rlprune.setup import Setup
@@ -264,22 +265,9 @@ class PruneJob:
         return search_evaluator(self.setup, network, samples=samples, seed=self.identity.seed, doubtful=doubtful)
 
     def _plan(self, graph: ChannelGraph) -> Schedule:
-        dense, smallest = self._sizes(graph)
-        groups = sum(len(counts) > 1 for counts in self._kept_counts(graph).values())
-        steps = self.schedule.steps or getattr(self.agent, "steps", None) or max(1, groups)
         if self.schedule.joint:
-            self._check_joint(steps)
-        return make_schedule(
-            targets=self._targets,
-            steps=steps,
-            period=self.schedule.period,
-            save_at=self.schedule.save_at,
-            dense=dense,
-            smallest=smallest,
-            free=bool(getattr(self.agent, "decides_size", False)),
-            by_layer=bool(getattr(self.agent, "by_layer", False)),
-            joint=self.schedule.joint,
-        )
+            self._check_joint(num_steps(self.agent, self.schedule, graph, multiple=self._multiple))
+        return make_plan(self.agent, self.schedule, self._targets, graph, multiple=self._multiple)
 
     @property
     def _targets(self) -> Targets:
@@ -299,16 +287,7 @@ class PruneJob:
             )
 
     def _kept_counts(self, graph: ChannelGraph) -> dict[str, np.ndarray]:
-        automatic = self.schedule.round_to == "auto"
-        multiple = self._multiple if automatic else self.schedule.round_to
-        limits = Limits(self.schedule.min_keep, multiple, self.schedule.max_sparsity, lenient=automatic)
-        limits.check(graph)
-        limits = replace(limits, most=float(getattr(self.agent, "pr_max", 1.0)))
-        may_lose = self.agent.groups(graph) if hasattr(self.agent, "groups") else [group.name for group in graph.groups]
-        return {
-            group.name: limits.kept_counts(group.name, group.num_units) if group.name in may_lose else np.array([group.num_units])
-            for group in graph.groups
-        }
+        return kept_counts(self.agent, self.schedule, graph, multiple=self._multiple)
 
     def _execution(self, network: nn.Module, graph: ChannelGraph, evaluator: Evaluator, plan: Schedule) -> str:
         if self.search.recover_batches:  # what is zero would be trained

@@ -79,6 +79,7 @@ def run_search(
     on_episode: Callable[[SearchState], None] = lambda state: None,
     until: int | None = None,
     train: Train | None = None,
+    progress_bar: bool = True,
 ) -> SearchState:
     """Carry a search from where it is to its end.
 
@@ -100,6 +101,7 @@ def run_search(
         on_episode: called when an agent has reported an episode.
         until: end behind this step, and save nothing when the time is over; None: to the last.
         train: what a step of joint training begins with.
+        progress_bar: whether there is one.
     """
     ledger = environment.ledger
     while state.step < (until or schedule.steps) and not state.history.stopped:
@@ -110,7 +112,7 @@ def run_search(
         repeated, distinct = ledger.repeated, ledger.distinct
         title = f"search step {step}/{schedule.steps}{_time_left(state.history.steps, schedule)}"
         with deciding(state):
-            candidate = _decide(agent, environment, state, numpy_generator(seed, f"agent/{step}"), title, on_episode)
+            candidate = _decide(agent, environment, state, numpy_generator(seed, f"agent/{step}"), title, on_episode, progress_bar)
         state.step, state.aim = step, candidate.counts
         if ledger.expired and step < schedule.steps:
             state.history.stopped = "max_minutes"
@@ -171,6 +173,7 @@ def _decide(
     generator: np.random.Generator,
     title: str,
     on_episode: Callable[[SearchState], None],
+    progress_bar: bool,
 ) -> Any:
     """The candidate to carry out: the agent's, or none at all where earlier steps removed what this one was to remove."""
     ledger = environment.ledger
@@ -178,7 +181,8 @@ def _decide(
     if task.idle:
         return task.evaluate(task.channel_shares)
     layers = 0 if task.bounded else len(task.turn)
-    with tqdm(total=step_candidates(agent, state.graph, ledger.max_candidates, layers), desc=title, unit="cand", leave=False) as bar:
+    total = step_candidates(agent, state.graph, ledger.max_candidates, layers)
+    with tqdm(total=total, desc=title, unit="cand", leave=False, disable=not progress_bar) as bar:
 
         def report(values: dict[str, Any]) -> None:
             state.history.episodes.append({"step": state.step + 1, **values})

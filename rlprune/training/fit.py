@@ -4,16 +4,15 @@ import bisect
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rlprune.data.batches import Batches
 from rlprune.errors import UserError
 from rlprune.kernels import careful_kernels
 from rlprune.training.execution import Execution
@@ -23,6 +22,23 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 20  # epochs that take longer get a line each
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (N, classes) in float32, images, labels (N,) or (N, classes)) → mean loss."""
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """A batch's loss where more than one forward pass of class scores is asked for: `step` is (network, batch) → mean loss."""
+
+    step: Callable[[nn.Module, Any], Tensor]
+
+
+class Epochs(Protocol):
+    """Batches of a training: `rlprune.data.batches.Batches` makes those of images and labels."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Any]: ...  # noqa: D102
+
+
 OnEpoch = Callable[[int, Mapping[str, float]], object]
 """Called with an epoch that is done, from 1, its mean `loss` and the `learning_rate` that it came to."""
 
@@ -105,7 +121,7 @@ class Trainer:
     Losses are summed on the device and read once an epoch, so that no step waits for the host.
 
     Args:
-        model: any network of class scores.
+        model: any network of class scores, or any at all where a loss is a `StepLoss`.
         batches: of its training images.
         epochs: to train.
         recipe: optimizer and schedule.
@@ -118,7 +134,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        batches: Batches,
+        batches: Epochs,
         *,
         epochs: int,
         recipe: Recipe,
@@ -149,7 +165,7 @@ class Trainer:
         """No epoch is left."""
         return self.progress.epoch == self.progress.epochs
 
-    def epoch(self, loss: Loss, advance: Callable[[], object]) -> float:
+    def epoch(self, loss: Loss | StepLoss, advance: Callable[[], object]) -> float:
         """Train to the end of the epoch that it is in; returns its mean loss.
 
         Args:
@@ -162,8 +178,8 @@ class Trainer:
         progress, started = self.progress, time.monotonic()
         self.model.to(memory_format=self._memory_format).train()
         with careful_kernels(self.model, self.execution.device, folded=not self.execution.compile):
-            for images, labels in self.batches.epoch(progress.epoch, start=progress.batch):
-                self._step(images.contiguous(memory_format=self._memory_format), labels, loss)
+            for batch in self.batches.epoch(progress.epoch, start=progress.batch):
+                self._step(batch, loss)
                 progress.batch += 1
                 advance()
                 if self.saver is not None and progress.batch < len(self.batches):
@@ -182,12 +198,19 @@ class Trainer:
             self.progress.average.write_back()
         self.model.eval()
 
-    def _step(self, images: Tensor, labels: Tensor, loss: Loss) -> None:
-        """One update; nothing in it waits for the device."""
-        progress = self.progress
+    def _loss(self, batch: Any, loss: Loss | StepLoss) -> Tensor:
+        if isinstance(loss, StepLoss):
+            with self.execution.autocast(training=True):
+                return loss.step(self.model, batch)
+        images, labels = batch
+        images = images.contiguous(memory_format=self._memory_format)
         with self.execution.autocast(training=True):
             logits = self._forward(images)
-        value = loss(logits.float(), images, labels)
+        return loss(logits.float(), images, labels)
+
+    def _step(self, batch: Any, loss: Loss | StepLoss) -> None:
+        """One update; nothing in it waits for the device."""
+        progress, value = self.progress, self._loss(batch, loss)
         progress.optimizer.zero_grad(set_to_none=True)
         value.backward()
         if self.recipe.clip_norm is not None:
@@ -201,10 +224,10 @@ class Trainer:
 
 def fit(
     model: nn.Module,
-    batches: Batches,
+    batches: Epochs,
     *,
     epochs: int,
-    loss: Loss,
+    loss: Loss | StepLoss,
     recipe: Recipe,
     execution: Execution,
     description: str,

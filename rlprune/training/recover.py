@@ -42,11 +42,16 @@ def distillation(teacher: nn.Module, *, rho: float, temperature: float, executio
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad(), execution.autocast():
             targets = teacher(images)
-        student = F.log_softmax(logits / temperature, dim=1)
-        divergence = F.kl_div(student, F.log_softmax(targets.float() / temperature, dim=1), reduction="batchmean", log_target=True)
-        return (1 - rho) * labels_alone(logits, images, labels) + rho * temperature**2 * divergence
+        return distilled(labels_alone(logits, images, labels), logits, targets, rho=rho, temperature=temperature)
 
     return loss
+
+
+def distilled(loss: Tensor, logits: Tensor, targets: Tensor, *, rho: float, temperature: float) -> Tensor:
+    """The same, from the loss of the labels, and the scores of student and teacher, both of shape (N, classes)."""
+    student = F.log_softmax(logits / temperature, dim=1)
+    divergence = F.kl_div(student, F.log_softmax(targets.float() / temperature, dim=1), reduction="batchmean", log_target=True)
+    return (1 - rho) * loss + rho * temperature**2 * divergence
 
 
 def training_batches(splits: Splits, batch_size: int, execution: Execution, seed: int, phase: str) -> Batches:

@@ -2,7 +2,9 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from rlprune.data.base import sample
 from rlprune.kernels import careful_kernels
 from rlprune.seeding import numpy_generator
 from rlprune.setup import Setup
+from rlprune.training.fit import Recipe
 from rlprune.training.recover import Recovery, recover
 
 BATCH = 256  # images at once, at most; the statistics are the mean over the batches
@@ -36,27 +39,38 @@ class Recalibration:
 
     def __call__(self, network: nn.Module) -> None:
         """Exchange the statistics; weights, modes, and whatever else shares the old buffers stay as they are."""
-        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
-        if not norms:
-            return
-        network.eval()
-        network.to(memory_format=self.execution.memory_format(network, training=False))
-        before = [(norm, norm.momentum, dict(norm._buffers)) for norm in norms]
-        for norm in norms:
-            for name, buffer in norm._buffers.items():  # new ones: a candidate shares its buffers with the network it is cut from
-                norm._buffers[name] = None if buffer is None else torch.zeros_like(buffer)
-            norm.train()
-            norm.momentum = None  # the plain mean over the batches
-        try:
-            with torch.no_grad(), careful_kernels(network, self.execution.device), self.execution.autocast():
+        memory_format = self.execution.memory_format(network, training=False)
+        network.to(memory_format=memory_format)
+
+        def run() -> None:
+            with careful_kernels(network, self.execution.device), self.execution.autocast():
                 for batch in self.batches:
-                    network(batch.contiguous(memory_format=self.execution.memory_format(network, training=False)))
-        finally:
-            for norm, momentum, buffers in before:
-                norm.momentum = momentum
-                if norm.num_batches_tracked is not None and not norm.num_batches_tracked:  # it does not run here
-                    norm._buffers.update(buffers)
-            network.eval()
+                    network(batch.contiguous(memory_format=memory_format))
+
+        renew_statistics(network, run)
+
+
+def renew_statistics(network: nn.Module, run: Callable[[], object]) -> None:
+    """Give batch norms the mean statistics over the forward passes of `run`; the network is in eval mode behind it."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
+    network.eval()
+    before = [(norm, norm.momentum, dict(norm._buffers)) for norm in norms]
+    for norm in norms:
+        for name, buffer in norm._buffers.items():  # new ones: a candidate shares its buffers with the network it is cut from
+            norm._buffers[name] = None if buffer is None else torch.zeros_like(buffer)
+        norm.train()
+        norm.momentum = None  # the plain mean over the batches
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for norm, momentum, buffers in before:
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None and not norm.num_batches_tracked:  # it does not run here
+                norm._buffers.update(buffers)
+        network.eval()
 
 
 class BriefRecovery:
@@ -103,16 +117,18 @@ class FineTuning:
         if finetuning.batches is not None:
             images = sample(splits.train, finetuning.batches * self.recovery.batch_size, numpy_generator(self.seed, phase))
             splits = replace(splits, train=images.load())
-        make = self.recovery.recipe.optimizer
-        recipe = replace(
-            self.recovery.recipe,
-            optimizer=lambda groups: make([{**group, "lr": finetuning.lr} for group in groups]),
-            lr_schedule="constant",
-            lr_milestones=(),
-            warmup_epochs=0,
-        )
+        recipe = at_constant_rate(self.recovery.recipe, finetuning.lr)
         recover(
             network, network, splits,
             epochs=finetuning.epochs, recovery=replace(self.recovery, recipe=recipe, rho=0.0), execution=self.setup.execution,
             seed=self.seed, phase=phase, progress_bar=False,
         )  # fmt: skip
+
+
+def at_constant_rate(recipe: Recipe, lr: float) -> Recipe:
+    """The same optimizer and bound of the gradient, at one learning rate."""
+
+    def optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return recipe.optimizer([{**group, "lr": lr} for group in groups])
+
+    return replace(recipe, optimizer=optimizer, lr_schedule="constant", lr_milestones=(), warmup_epochs=0)
