@@ -10,26 +10,18 @@ from rlprune.skeleton import PruneConfig
 @command("prune")
 def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Train or load, trace, search, prune, recover, test once, write."""
-    from rlprune.commands.setup import make_dense, make_joint, make_network, make_recipe, make_start, prepare, require
+    from rlprune.commands.setup import make_dense, make_joint, make_network, make_start, prepare, require
     from rlprune.commands.tracking import make_tracking
     from rlprune.config import build
     from rlprune.results.record import Identity
     from rlprune.search.job import PruneJob
-    from rlprune.training.recover import Recovery
+    from rlprune.training.recipe import make_recovery
 
     tracking = make_tracking(config, choices)
     agent = build(config.agent, "agent")
     reward = build(config.reward, "reward")
     criterion = build(config.criterion, "criterion")
-    recovery = Recovery(
-        recipe=make_recipe(config.recovery, "recovery"),
-        batch_size=config.recovery.batch_size,
-        epochs=config.recovery.epochs if config.recovery.enabled else 0,
-        final_epochs=config.recovery.final_epochs if config.recovery.enabled else 0,
-        rho=config.recovery.rho,
-        temperature=config.recovery.temperature,
-        control=config.recovery.control,
-    )
+    recovery = make_recovery(config.recovery)
     require(agent, config.agent, "agent", "decide", "candidates_per_step")
     require(criterion, config.criterion, "criterion", "scores", "calibration_images")
     setup, network = prepare(config, choices, run_dir)

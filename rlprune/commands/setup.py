@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,13 @@ from rlprune.provenance import provenance
 from rlprune.results.origin import Origin
 from rlprune.seeding import seed_globals
 from rlprune.setup import Setup
-from rlprune.skeleton import BenchConfig, PruneConfig, RecipeConfig, RunConfig, TrainingConfig
+from rlprune.skeleton import BenchConfig, PruneConfig, RunConfig, TrainingConfig
 from rlprune.training.dense import Dense, Source, Training, dense_path, obtain_dense
 from rlprune.training.execution import Execution, choose_execution
-from rlprune.training.fit import OnEpoch, Recipe, unheard
+from rlprune.training.fit import OnEpoch, unheard
 from rlprune.training.joint import JointTraining
 from rlprune.training.measure import choose_way
+from rlprune.training.recipe import make_recipe
 
 log = logging.getLogger(__name__)
 
@@ -146,28 +146,6 @@ def require_scores(network: nn.Module, setup: Setup, choices: dict[str, str], *,
                     f"{name}: returns {found} for {wanted[0]} images{mode}, not class scores of shape {wanted}; "
                     f"the data set has {wanted[1]} classes"
                 )
-
-
-def make_recipe(config: RecipeConfig, key: str) -> Recipe:
-    """Optimizer and schedule of `training` or `recovery`."""
-    optimizer = partial(_optimizer, config.optimizer, f"{key}.optimizer")
-    optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])  # refuses wrong settings now, not after the search
-    return Recipe(
-        optimizer=optimizer,
-        lr_schedule=config.lr_schedule,
-        lr_milestones=tuple(config.lr_milestones),
-        lr_gamma=config.lr_gamma,
-        warmup_epochs=config.warmup_epochs,
-        clip_norm=config.clip_norm,
-        ema=getattr(config, "ema", None),
-    )
-
-
-def _optimizer(node: dict[str, Any], key: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    optimizer = build(node, key, params=groups)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UserError(f"{key}._target_={node.get('_target_')}: is no torch optimizer")
-    return optimizer
 
 
 def make_dense(

@@ -28,7 +28,7 @@ from rlprune.search.latency import LatencyQuestion
 from rlprune.search.limits import Room
 from rlprune.search.measure import make_score, search_evaluator
 from rlprune.search.outcome import compared, targets_reached
-from rlprune.search.plan import kept_counts, make_plan, num_steps
+from rlprune.search.plan import kept_counts, make_plan, num_steps, targets_of
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
 from rlprune.search.schedule import Schedule, Size, Targets, reach_rows, size_of
@@ -271,8 +271,7 @@ class PruneJob:
 
     @property
     def _targets(self) -> Targets:
-        budget = self.budget
-        return Targets(self.schedule.sparsity, budget.macs, budget.params, budget.max_drop, budget.latency)
+        return targets_of(self.schedule, self.budget)
 
     def _check_joint(self, epochs: int) -> None:
         warmup: int | None = getattr(self.agent, "warmup_epochs", None)

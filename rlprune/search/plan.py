@@ -8,7 +8,12 @@ from rlprune.agents.base import Agent
 from rlprune.graph import ChannelGraph
 from rlprune.search.limits import Limits, Room
 from rlprune.search.schedule import Schedule, Targets, make_schedule, size_of
-from rlprune.skeleton import ScheduleConfig
+from rlprune.skeleton import BudgetConfig, ScheduleConfig
+
+
+def targets_of(schedule: ScheduleConfig, budget: BudgetConfig) -> Targets:
+    """How far a search goes."""
+    return Targets(schedule.sparsity, budget.macs, budget.params, budget.max_drop, budget.latency)
 
 
 def kept_counts(agent: Agent, schedule: ScheduleConfig, graph: ChannelGraph, *, multiple: int = 1) -> dict[str, np.ndarray]:
