@@ -2,12 +2,14 @@
 
 graph = rlprune.trace(model, example_inputs)
 smaller = rlprune.prune(model, graph, {"layer1.0.conv1": [0, 2, 5]})
+result = rlprune.compress(model, train_data, agent="mcq", macs=0.5)
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlprune.api.compress import compress
     from rlprune.benchmark.bench import bench
     from rlprune.export.export import export_network
     from rlprune.graph import ChannelGraph, mask, prune, rebind, trace, verify
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ChannelGraph",
     "bench",
+    "compress",
     "draw",
     "export_network",
     "load",
@@ -35,6 +38,7 @@ __all__ = [
 
 _HOMES = dict.fromkeys(("ChannelGraph", "mask", "prune", "rebind", "trace", "verify"), "rlprune.graph") | {
     "bench": "rlprune.benchmark.bench",
+    "compress": "rlprune.api.compress",
     "draw": "rlprune.results.drawing",
     "export_network": "rlprune.export.export",
     "load": "rlprune.results.artefact",

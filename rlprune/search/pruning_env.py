@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph, prune
 from rlprune.rewards.weighted import WeightedReward
 from rlprune.search.limits import Goal, Limits, Room
+from rlprune.search.returned import number, shown
 from rlprune.search.schedule import Size, Targets, make_schedule, out_of_reach, size_of
 from rlprune.search.task import Environment, Task
 
@@ -111,29 +112,20 @@ def _goal(targets: Targets, dense: Size, smallest: Size, limits: Limits) -> Goal
 # -- what a user's functions return ----------------------------------------------------------------------------------------------------
 
 
-def _number(value: Any) -> float:
-    """A Python or numpy number or a tensor of one element; what is none is not a number."""
-    try:
-        value = value.item() if hasattr(value, "item") else value
-    except (ValueError, RuntimeError):  # of several elements
-        return math.nan
-    return float(value) if isinstance(value, Real) else math.nan
-
-
 def _measured(accuracy: Callable[[nn.Module], float], network: nn.Module) -> float:
     value = accuracy(network)
-    fraction = _number(value)
+    fraction = number(value)
     if not 0 <= fraction <= 1:
-        raise UserError(f"accuracy: returned {_shown(value)}; return a fraction in [0, 1], 0.93 for 93 %")
+        raise UserError(f"accuracy: returned {shown(value)}; return a fraction in [0, 1], 0.93 for 93 %")
     return fraction
 
 
 def _rewarded(reward: LayerReward, before: LayerState, after: LayerState) -> float:
     value = reward(before, after)
-    number = _number(value)
-    if not math.isfinite(number):
-        raise UserError(f"reward: returned {_shown(value)}; return a finite number")
-    return number
+    finite = number(value)
+    if not math.isfinite(finite):
+        raise UserError(f"reward: returned {shown(value)}; return a finite number")
+    return finite
 
 
 def _scored(score: Scores | Callable[[nn.Module, ChannelGraph], Scores], network: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
@@ -150,18 +142,9 @@ def _scored(score: Scores | Callable[[nn.Module, ChannelGraph], Scores], network
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"score: those of {group.name} are no numbers ({error})") from error
         if values.shape != (group.num_units,) or not values.isfinite().all():
-            raise UserError(f"score: {group.name} needs {group.num_units} finite numbers; got {_shown(found[group.name])}")
+            raise UserError(f"score: {group.name} needs {group.num_units} finite numbers; got {shown(found[group.name])}")
         scores[group.name] = values
     return scores
-
-
-def _shown(value: Any) -> str:
-    """In a line of an error."""
-    shape = getattr(value, "shape", None)
-    if shape is not None and math.prod(shape) > 1:
-        return f"a {type(value).__name__} of shape {tuple(shape)}"
-    text = repr(value)
-    return text if len(text) <= 40 and "\n" not in text else f"a {type(value).__name__}"
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------------------------
@@ -174,18 +157,18 @@ def _require_kinds(model: object, graph: object, *, accuracy: object, score: obj
     if not graph.groups:
         raise UserError("graph: it has no channel group, so nothing can be removed; graph.frozen says why")
     if not callable(accuracy):
-        raise UserError(f"accuracy: must be a function, network → fraction in [0, 1]; got {_shown(accuracy)}")
+        raise UserError(f"accuracy: must be a function, network → fraction in [0, 1]; got {shown(accuracy)}")
     if reward is not None and not callable(reward):
-        raise UserError(f"reward: must be a function, (state before, state after) → number, or None; got {_shown(reward)}")
+        raise UserError(f"reward: must be a function, (state before, state after) → number, or None; got {shown(reward)}")
     if score is not None and not callable(score) and not isinstance(score, Mapping):
-        raise UserError(f"score: must be a dict, group → scores, or a function, (network, graph) → such a dict; got {_shown(score)}")
+        raise UserError(f"score: must be a dict, group → scores, or a function, (network, graph) → such a dict; got {shown(score)}")
     if isinstance(features, str) or not isinstance(features, Sequence) or not features:
         raise UserError(f"features={features!r}: must be a list of names, at least one; rlprune.agents.base.FEATURES describes them")
 
 
 def _require_shares(*, pr_max: object, **targets: object) -> None:
     for name, share in targets.items():
-        if share is not None and not 0 < _number(share) < 1:
+        if share is not None and not 0 < number(share) < 1:
             raise UserError(f"{name}={share!r}: must be a number in (0, 1), or None, which asks for nothing")
-    if not 0 < _number(pr_max) < 1:
+    if not 0 < number(pr_max) < 1:
         raise UserError(f"pr_max={pr_max!r}: must be in (0, 1); 0.95 leaves a twentieth of every layer")

@@ -1,0 +1,1 @@
+"""Pruning from Python: a network, its data, and the functions that train and measure it."""
