@@ -84,7 +84,7 @@ def compress(
         control: train the dense network for the epochs of all recoveries, as a row of the report.
         seed: of all random numbers.
         device: auto, cpu, cuda or cuda:N.
-        run_dir: a folder for metrics.csv, report.json and, in pruned/, what `Result.save` writes; the same call goes on there where it was killed.
+        run_dir: a folder for metrics.csv, report.json and what `Result.save` writes (pruned/); where the same call was killed, it goes on.
         progress: show progress bars.
 
     Raises:

@@ -157,7 +157,7 @@ def finite(value: Tensor, name: str) -> Tensor:
         UserError: it is not finite, or nothing in the network can lower it.
     """
     if not bool(torch.isfinite(value)):
-        raise UserError(f"{name}: returned {float(value)} on a batch of train_data; it must be finite")
+        raise UserError(f"{name}: returned {value.item()} on a batch of train_data; it must be finite")
     if not value.requires_grad:
         raise UserError(f"{name}: its value does not depend on a weight that can be trained; is it computed without gradients?")
     return value

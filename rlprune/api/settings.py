@@ -48,7 +48,7 @@ def configured(
         if section in ("recovery", "optimizer@recovery.optimizer") and "." not in key.removeprefix("optimizer@recovery."):
             choices[key] = value
         elif key in ARGUMENTS:
-            raise UserError(f"settings: {key} is the argument {ARGUMENTS[key]}=")
+            raise UserError(f"{ARGUMENTS[key]}: is an argument of its own; leave it out of settings")
         elif section not in SECTIONS or "." not in key:
             raise UserError(f"settings: {key} is no key of {', '.join(SECTIONS)}; write it as on the command line, such as agent.stages")
         else:
@@ -75,4 +75,6 @@ def as_arguments() -> Iterator[None]:
         message = re.sub(r"\bnull\b", "None", str(error))
         for key, name in ARGUMENTS.items():
             message = re.sub(rf"\b{re.escape(key)}\b", name, message)
-        raise UserError(message) from error
+        if message == str(error):
+            raise
+        raise UserError(message) from error.__cause__

@@ -76,11 +76,10 @@ def main(*, count=192, epochs=12, side=64, **arguments):
         network,
         data,
         val_data=pictures(count // 4, seed=1, side=side),
-        **{"agent": "mcq", "macs": 0.5, "steps": 4, "settings": {"agent.stages": 2}, **arguments},
-        recovery={"batch_size": 16, "epochs": 1, "final_epochs": 2},
         loss=loss,
         training_step=training_step,
-        metric=mean_iou,
+        recovery={"batch_size": 16, "epochs": 1, "final_epochs": 2},
+        **{"metric": mean_iou, "agent": "mcq", "macs": 0.5, "steps": 4, "settings": {"agent.stages": 2}, **arguments},
     )
     return network, result
 
