@@ -208,7 +208,7 @@ class Call:
         with clock.phase("report"):
             rows = self._rows(networks)
         history = state.history
-        asked = {ARGUMENTS[key]: reached for key, reached in targets_reached(history, self.targets, none).items()}
+        asked = {ARGUMENTS.get(key, key): reached for key, reached in targets_reached(history, self.targets, none).items()}
         return Report(
             rows=rows,
             examples={key: len(examples) for key, examples in self.data.items()},

@@ -37,6 +37,8 @@ def configured(
     Raises:
         UserError: an unknown choice or key, or a value that cannot be.
     """
+    if isinstance(ignore, str):
+        raise UserError(f"ignore={ignore!r}: must be a list of names or regular expressions, [{ignore!r}]")
     choices = {group: word for group, word in words.items() if word is not None}
     values: dict[str, Any] = {}
     if isinstance(recovery, Mapping):
