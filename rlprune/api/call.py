@@ -25,6 +25,7 @@ from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.graph.run import call_model, copy_module, map_tensors
 from rlprune.results.record import Clock
 from rlprune.results.tables import CONTROL
+from rlprune.search.latency import LatencyQuestion
 from rlprune.search.outcome import targets_reached
 from rlprune.search.plan import kept_counts, make_plan, targets_of
 from rlprune.search.resume import forget_states
@@ -48,6 +49,7 @@ class Call:
     example_inputs: Any
     device: torch.device
     progress: bool
+    multiple: int = 1  # that the device likes, with round_to=auto
 
     def check(self) -> None:
         """Refuse what cannot be pruned, or not so far, and functions that do not fit, before anything is searched.
@@ -81,6 +83,9 @@ class Call:
     def run(self, folder: Path, *, keeps: bool) -> Result:
         """Search, recover, measure, write."""
         clock = Clock()
+        if keeps:  # a call that goes on sees the same predictions
+            self.graph, self.multiple = self.question.settle(folder / "checkpoint", self.graph, self.multiple)
+            self.plan = self._plan_of(self.graph)
         search = self._search(folder, keeps)
         state = search.run()
         levels = search.levels(state)
@@ -132,9 +137,32 @@ class Call:
     @cached_property
     def graph(self) -> ChannelGraph:
         """Of the dense network; zeroed equals removed for all that is in it."""
-        traced = self._with_groups(trace(self.dense, self.example, ignore=self.config.ignore, prove=False))
-        make_plan(self.agent, self.config.schedule, self.targets, traced)  # refuses what is out of reach before the groups are proved
-        return self._with_groups(freeze_failures(self.dense, traced, self.example))
+        traced = self._clocked(self._with_groups(trace(self.dense, self.example, ignore=self.config.ignore, prove=False)))
+        self._plan_of(traced)  # refuses what is out of reach before the groups are proved
+        proved = self._with_groups(freeze_failures(self.dense, traced, self.example))
+        return proved if len(proved.groups) == len(traced.groups) else self._clocked(proved)
+
+    @cached_property
+    def question(self) -> LatencyQuestion:
+        """What this call wants to know of latency."""
+        config = self.config
+        return LatencyQuestion(self._one_example, config.budget.latency, self.reward, config.schedule.round_to, cache=None, folder=None)
+
+    @cached_property
+    def reward(self) -> Any:
+        """What a candidate is worth."""
+        return build(self.config.reward, "reward")
+
+    def _clocked(self, graph: ChannelGraph) -> ChannelGraph:
+        """With a latency model, where one is wanted, and the multiple that the device likes, likewise."""
+        self.multiple = self.question.multiple(self.dense, graph) or 1
+        return self.question.clocked(self.dense, graph, self._kept_counts(graph))
+
+    def _kept_counts(self, graph: ChannelGraph) -> dict[str, np.ndarray]:
+        return kept_counts(self.agent, self.config.schedule, graph, multiple=self.multiple)
+
+    def _plan_of(self, graph: ChannelGraph) -> Schedule:
+        return make_plan(self.agent, self.config.schedule, self.targets, graph, multiple=self.multiple)
 
     @property
     def targets(self) -> Targets:
@@ -144,7 +172,7 @@ class Call:
     @cached_property
     def plan(self) -> Schedule:
         """What goes in which step."""
-        return make_plan(self.agent, self.config.schedule, self.targets, self.graph)
+        return self._plan_of(self.graph)
 
     @cached_property
     def learner(self) -> Learner:
@@ -174,11 +202,11 @@ class Call:
         images, batches = config.search.recalibrate_bn, config.search.recover_batches
         environment = Environment(
             measure=partial(measured, self.metric, self._batches["val_data"] if chosen is val else FixedBatches(chosen, seed)),
-            reward=build(config.reward, "reward"),
+            reward=self.reward,
             score=make_score(build(config.criterion, "criterion"), learner.examples, self.loss, dense, seed),
             dense=size_of(self.graph, np.zeros(len(self.graph.groups), dtype=int)),
             goals=self.plan.goals,
-            kept_counts=kept_counts(self.agent, config.schedule, self.graph),
+            kept_counts=self._kept_counts(self.graph),
             ledger=Ledger(max_candidates=config.search.max_candidates),
             refresh=learner.renewing(dense, images) if images else as_it_is,
             prepare=learner.briefly(dense, batches) if batches else as_it_is,

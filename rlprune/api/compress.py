@@ -28,6 +28,7 @@ def compress(
     test_data: Any = None,
     macs: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
     sparsity: float | None = None,
     max_drop: float | None = None,
     agent: str = "mcq",
@@ -37,7 +38,7 @@ def compress(
     recovery: str | Mapping[str, Any] | None = None,
     steps: int | None = None,
     min_keep: int | None = None,
-    round_to: int | None = None,
+    round_to: int | str | None = None,
     max_sparsity: float | Mapping[str, float] | None = None,
     ignore: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
@@ -63,6 +64,8 @@ def compress(
         test_data: likewise; measured once, at the end.
         macs: largest share kept of the MACs, in (0, 1); of what is set from here to `max_drop`, all holds.
         params: largest share kept of the parameters.
+        latency: largest share kept of the latency, as look-up tables predict it, which are measured first: that of one example on the
+            device, or of `example_inputs`.
         sparsity: smallest share of the prunable channels removed.
         max_drop: largest loss of the metric after recovery, in hundredths; alone: the smallest network within it.
         agent: which decides; `rlal` trains from scratch and is none for networks that are trained.
@@ -72,7 +75,7 @@ def compress(
         recovery: a choice, or settings such as `{"epochs": 1, "final_epochs": 4, "lr": 0.01, "batch_size": 32}`.
         steps: of pruning.
         min_keep: units that stay in every group.
-        round_to: a group keeps a multiple of so many units, or stays whole.
+        round_to: a group keeps a multiple of so many units, or stays whole; auto: of the multiple that the device likes.
         max_sparsity: share of its units that a group may lose, or a mapping group (name or regular expression) → share.
         ignore: layers to leave alone, names or regular expressions.
         settings: any further key of the yaml files, such as `{"agent.stages": 5, "search.recalibrate_bn": 256}`.
@@ -93,7 +96,7 @@ def compress(
     """
     words = {"agent": agent, "criterion": criterion, "reward": reward, "schedule": schedule}
     limits = {"steps": steps, "min_keep": min_keep, "round_to": round_to, "max_sparsity": max_sparsity}
-    targets = {"macs": macs, "params": params, "sparsity": sparsity, "max_drop": max_drop}
+    targets = {"macs": macs, "params": params, "latency": latency, "sparsity": sparsity, "max_drop": max_drop}
     with as_arguments():
         config = configured(words, recovery, targets, limits, settings or {}, control=control, seed=seed, ignore=ignore)
     where = choose_device(device)

@@ -91,6 +91,9 @@ class Report:
             f"{self.steps} steps, {self.candidates} candidates, {self.epochs} epochs of recovery; {seconds}.",
             f"Metrics of {self.examples['val_data']} examples of val_data, by which the search has chosen: they flatter what is pruned.",
         ]
+        if self.targets:
+            asked = (f"{key} {target['asked']:g}, reached {target['reached']:.3f}" for key, target in self.targets.items())
+            notes.append(f"Asked: {'; '.join(asked)}{' (latency as predicted)' if 'latency' in self.targets else ''}.")
         if with_test:
             notes.append(f"Those of {self.examples['test_data']} examples of test_data were measured once, at the end.")
         if self.stopped:

@@ -184,6 +184,8 @@ class Search:
             if self.keeps:
                 self._write_level(name, saved)
             entry = {"folder": name, "sparsity": record.sparsity, "macs": record.macs, "params": record.params, "recovered": recovered}
+            if state.graph.clock is not None:
+                entry["latency"] = state.graph.latency({})
             state.history.levels = [*(known for known in state.history.levels if known["folder"] != name), entry]
 
     def _write_level(self, name: str, level: Level) -> None:

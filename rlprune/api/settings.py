@@ -11,7 +11,7 @@ from rlprune.skeleton import PruneConfig
 
 SECTIONS = ("agent", "criterion", "reward", "schedule", "recovery", "search")  # of the yaml files, that a call listens to
 ARGUMENTS = {  # keys of the yaml files that are arguments of a call
-    **{f"budget.{name}": name for name in ("macs", "params", "max_drop")},
+    **{f"budget.{name}": name for name in ("macs", "params", "latency", "max_drop")},
     **{f"schedule.{name}": name for name in ("sparsity", "steps", "min_keep", "round_to", "max_sparsity")},
 }
 UNUSED = {  # what means nothing here

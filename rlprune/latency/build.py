@@ -67,9 +67,9 @@ def latency_model(
     facts = [VERSION, where, torch.__version__, str(device), most.tolist(), graph.num_units.tolist(), [_describe(grid) for grid in grids]]
     name = digest(facts)
     path = None if cache is None else cache / f"latency-{name}.json"
-    known = _known(own, name) or _known(path, name)
+    known = recall_model(own, name) or recall_model(path, name)
     if known is not None:
-        _keep(known, name, own)
+        keep_model(known, name, own)
         return known
     started = time.perf_counter()
     tables = None if cache is None else cache / f"latency-tables-{digest([VERSION, where, torch.__version__, str(device)])}.json"
@@ -79,7 +79,7 @@ def latency_model(
     log.info(
         "latency model: %d calls in %d tables; dense %.3f ms; measured in %.1f s", len(calls), len(model.values), 1e3 * model.dense, seconds
     )
-    _keep(model, name, own, path)
+    keep_model(model, name, own, path)
     return model
 
 
@@ -232,16 +232,17 @@ def _batch_size(example: Any) -> int:
     return first.shape[0] if first.ndim else 1
 
 
-def _keep(model: LatencyModel, name: str, *paths: Path | None) -> None:
+def keep_model(model: LatencyModel, name: str, *paths: Path | None) -> None:
+    """Write a model to files, under a name that changes with all that it depends on."""
     for path in paths:
         if path is not None:
             write_json(path, {"name": name, "model": model.as_dict()})
 
 
-def _known(path: Path | None, name: str) -> LatencyModel | None:
-    """The model that a file keeps under this name; None where there is none."""
+def recall_model(path: Path | None, name: str | None = None) -> LatencyModel | None:
+    """The model that a file keeps under this name, or any; None where there is none."""
     kept = recall(path)
     try:
-        return LatencyModel.from_dict(kept["model"]) if kept.get("name") == name else None
+        return LatencyModel.from_dict(kept["model"]) if name is None or kept.get("name") == name else None
     except (KeyError, TypeError, ValueError):  # damaged: it is measured
         return None

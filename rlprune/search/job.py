@@ -17,7 +17,7 @@ from rlprune.agents.base import Agent
 from rlprune.criteria.base import Criterion
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph, freeze_failures, trace
-from rlprune.results.artefact import save_artefact
+from rlprune.results.artefact import read_plan, save_artefact
 from rlprune.results.finish import finish
 from rlprune.results.record import Clock, Identity, write_episodes, write_steps
 from rlprune.results.tables import to_markdown
@@ -105,6 +105,7 @@ class PruneJob:
             share = self.clock.seconds["search"] / self.clock.seconds["training"]
             log.info("the agent took %.0f %% of the time of training", 100 * share)
         control = self.tracking.running("control")
+        pruned_from = dense.network
         networks, dense = compared(
             state.history,
             dense,
@@ -127,7 +128,7 @@ class PruneJob:
             facts={
                 "execution": execution,
                 "targets": targets_reached(state.history, self._targets, environment.dense),
-                **self._question.facts(graph, dense.network, self.identity.run_dir / "pruned"),
+                **self._question.facts(graph, pruned_from, read_plan(self.identity.run_dir / "pruned" / "plan.json")[2]),
                 "units_chosen_by": self._units_chosen_by,
                 **({"passes": [entry.facts() for entry in passes]} if passes else {}),
             },
@@ -232,12 +233,12 @@ class PruneJob:
     @cached_property
     def _question(self) -> LatencyQuestion:
         """What this run wants to know of latency."""
+        size, images = self.latency.batch_size, self.setup.example()
         return LatencyQuestion(
-            self.setup,
-            batch_size=self.latency.batch_size,
+            images.repeat(-(-size // len(images)), 1, 1, 1)[:size].contiguous(),
             budget=self.budget.latency,
-            rewarded=bool(getattr(self.reward, "reads_latency", False)),
-            rounds=self.schedule.round_to == "auto",
+            reward=self.reward,
+            round_to=self.schedule.round_to,
             cache=self.cache,
             folder=self.identity.run_dir / "checkpoint",
         )

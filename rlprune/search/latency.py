@@ -14,11 +14,10 @@ from torch import nn
 from rlprune.cost import machine
 from rlprune.files import write_json
 from rlprune.graph import ChannelGraph, prune
-from rlprune.latency.build import latency_model, measure_networks
+from rlprune.latency.build import keep_model, latency_model, measure_networks, recall_model
 from rlprune.latency.keeping import recall
 from rlprune.latency.rounding import preferred_multiple
-from rlprune.results.artefact import read_plan
-from rlprune.setup import Setup
+from rlprune.latency.timing import device_of
 
 log = logging.getLogger(__name__)
 
@@ -28,42 +27,38 @@ class LatencyQuestion:
     """Latency models and preferred multiples, only where a run asks for them.
 
     Args:
-        setup: data and device.
-        batch_size: images a pass.
+        example: a batch of inputs, on the device.
         budget: largest share of the dense network's latency; None: no bound.
-        rewarded: the reward is told the latency ratio.
-        rounds: the multiple that the device likes is wanted.
-        cache: folder of what was measured before.
-        folder: that keeps what this run has found, so that it goes on as it began.
+        reward: of the run, which may want the latency ratio.
+        round_to: of the schedule; auto: the multiple that the device likes is wanted.
+        cache: folder of what was measured before; None: nothing is kept there.
+        folder: that keeps what this run has found, so that it goes on as it began; None: nothing is kept there either.
     """
 
-    setup: Setup
-    batch_size: int
+    example: Any
     budget: float | None
-    rewarded: bool
-    rounds: bool
-    cache: Path
-    folder: Path
+    reward: object
+    round_to: int | str
+    cache: Path | None
+    folder: Path | None
 
-    @cached_property
-    def example(self) -> torch.Tensor:
-        """A batch of images."""
-        images = self.setup.example()
-        return images.repeat(-(-self.batch_size // len(images)), 1, 1, 1)[: self.batch_size].contiguous()
+    @property
+    def rounds(self) -> bool:
+        """Whether the multiple that the device likes is wanted."""
+        return self.round_to == "auto"
 
     @cached_property
     def _machine(self) -> str:
-        return machine(self.setup.execution.device)
+        return machine(device_of(self.example))
 
     def multiple(self, network: nn.Module, graph: ChannelGraph) -> int | None:
         """What the device likes the numbers of units to be divided by; None where nobody asks."""
-        path = self.folder / "rounding.json"
-        kept = recall(path).get("multiple")
+        kept = recall(self._path("rounding")).get("multiple")
         if not self.rounds or isinstance(kept, int):
             return kept if self.rounds else None
         found = preferred_multiple(network, graph, self.example, where=self._machine, cache=self.cache)
         log.info("schedule.round_to=auto: %s", found)
-        write_json(path, {"multiple": found.multiple})
+        self._keep_multiple(found.multiple)
         return found.multiple
 
     def clocked(self, network: nn.Module, graph: ChannelGraph, kept_counts: Mapping[str, np.ndarray]) -> ChannelGraph:
@@ -72,25 +67,34 @@ class LatencyQuestion:
         Raises:
             UserError: the calls of the network change when units go.
         """
-        if self.budget is None and not self.rewarded:
+        if self.budget is None and not getattr(self.reward, "reads_latency", False):
             return graph
-        own = self.folder / "latency.json"
-        return replace(
-            graph, clock=latency_model(network, graph, kept_counts, self.example, where=self._machine, cache=self.cache, own=own)
-        )
+        model = latency_model(network, graph, kept_counts, self.example, where=self._machine, cache=self.cache, own=self._path("latency"))
+        return replace(graph, clock=model)
 
-    def facts(self, graph: ChannelGraph, dense: nn.Module, artefact: Path) -> dict[str, Any]:
+    def settle(self, folder: Path, graph: ChannelGraph, multiple: int) -> tuple[ChannelGraph, int]:
+        """From now on keep what was found in a folder; where it was kept there before, that is taken instead."""
+        self.folder = folder
+        path, known = self._path("latency"), recall(self._path("rounding")).get("multiple")
+        if self.rounds and not isinstance(known, int):
+            self._keep_multiple(multiple)
+        if graph.clock is not None and path is not None:
+            model = recall_model(path) or graph.clock
+            keep_model(model, "", path)
+            graph = replace(graph, clock=model)
+        return graph, known if isinstance(known, int) else multiple
+
+    def facts(self, graph: ChannelGraph, dense: nn.Module, keep: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Entries of result.json, with the latency of the dense and the pruned network on the clock; also said in the log.
 
         Args:
             graph: of the dense network.
             dense: the network that was pruned.
-            artefact: folder of the pruned one.
+            keep: its units that stayed, by group.
         """
         rounding = {"round_to": self.multiple(dense, graph)} if self.rounds else {}
         if graph.clock is None:
             return rounding
-        keep = read_plan(artefact / "plan.json")[2]
         networks = {
             name: prune(dense, graph, units).to(memory_format=torch.contiguous_format) for name, units in (("dense", {}), ("pruned", keep))
         }
@@ -99,17 +103,25 @@ class LatencyQuestion:
         log.info(
             "latency of %d: predicted %.3f ms, %.3f of dense; measured %.3f ms, %.3f of dense's %.3f ms; error of the prediction %+.1f %% "
             "(%.1f %% on average over %d networks before the search)",
-            self.batch_size, 1000 * predicted, predicted / dense_predicted, 1000 * measured["pruned"],
+            graph.clock.batch_size, 1000 * predicted, predicted / dense_predicted, 1000 * measured["pruned"],
             measured["pruned"] / measured["dense"], 1000 * measured["dense"], 100 * error,
             100 * graph.clock.error, len(graph.clock.checks),
         )  # fmt: skip
         checks = [{**vars(check), "error": check.error} for check in graph.clock.checks]
         return rounding | {
             "latency": {
-                "batch_size": self.batch_size,
+                "batch_size": graph.clock.batch_size,
                 "predicted": {"dense": dense_predicted, "pruned": predicted},
                 "measured": measured,
                 "error": error,
                 "checks": checks,
             }
         }
+
+    def _keep_multiple(self, multiple: int) -> None:
+        path = self._path("rounding")
+        if path is not None:
+            write_json(path, {"multiple": multiple})
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.json"
