@@ -18,6 +18,7 @@ from PIL import Image
 import rlprune as package
 from rlprune.checkpoint import load_tensors
 from rlprune.config import build, shipped
+from rlprune.data.batches import Batches
 from rlprune.data.digits import Digits
 from rlprune.errors import UserError
 from rlprune.files import hold
@@ -25,7 +26,6 @@ from rlprune.models.resnet import CifarResNet
 from rlprune.provenance import Provenance, mark
 from rlprune.search.job import PruneJob
 from rlprune.search.task import Ledger
-from rlprune.training import fit
 
 SMOKE = ("prune", "debug=smoke", "model.width=0.5", "device=cpu")
 
@@ -117,7 +117,7 @@ def test_two_runs_with_one_seed_are_equal_and_the_dense_network_is_kept(rlprune)
 def test_nothing_is_trained_on_search_or_test_images(rlprune, monkeypatch):
     seen = []
 
-    class Spy(fit.Batches):
+    class Spy(Batches):
         def __init__(self, images, **settings):
             super().__init__(images, **settings)
             seen.append({image.numpy().tobytes() for image in images.pixels})

@@ -443,6 +443,7 @@ def untouched(*arguments):
         ({"device": "tpu"}, r"^device=tpu: unknown"),
         ({"train": (TRAIN[0], TRAIN[1][:5])}, r"^train_data: has 160 inputs and 5 targets"),
         ({"train": 3}, r"^train_data: must be a torch Dataset, a DataLoader, or a pair of tensors \(inputs, targets\); got 3"),
+        ({"train": (TRAIN[0].numpy(), TRAIN[1].numpy())}, r"^train_data: must be a torch Dataset, .* got a tuple"),
         ({"train": Subset(TensorDataset(*TRAIN), [])}, r"^train_data: is empty"),
         ({"train": (TRAIN[0][:4], TRAIN[1][:4]), "val_data": None}, r"^train_data: has 4 examples, of which no tenth can be held out"),
         ({"train": (TRAIN[0][:, 0], TRAIN[1])}, r"^Small: cannot run on the example inputs, in "),

@@ -1,7 +1,7 @@
 """A user's examples as batches on a device: data sets, loaders, and pairs of tensors."""
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -132,7 +132,8 @@ def examples_of(data: Any, key: str, *, batch_size: int, device: torch.device) -
         dataset = TensorDataset(*data)
     if isinstance(dataset, IterableDataset) or (loader is not None and loader.batch_sampler is None):
         raise UserError(f"{key}: its examples cannot be picked one by one; pass a data set with __getitem__ and __len__, or its DataLoader")
-    if not (isinstance(dataset, TorchDataset | list) or hasattr(dataset, "__getitem__")) or not hasattr(dataset, "__len__"):
+    indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, tuple | Mapping | str | Tensor | np.ndarray)
+    if not (isinstance(dataset, TorchDataset) or indexed) or not hasattr(dataset, "__len__"):
         raise UserError(f"{key}: must be a torch Dataset, a DataLoader, or a pair of tensors (inputs, targets); got {shown(data)}")
     if len(dataset) == 0:
         raise UserError(f"{key}: is empty")
