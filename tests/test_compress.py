@@ -112,8 +112,9 @@ def test_the_report_says_what_the_networks_measure(trained):
     assert result.report.targets["macs"]["reached"] == result.report.recovered.macs / result.report.dense.macs
     text = str(result.report).split("\n")
     assert text[0].startswith("| network ")
-    assert len(text) == 2 + 4 + 1 + 3
-    assert "by which the search has chosen" in text[-2]
+    assert len(text) == 2 + 4 + 1 + 4
+    assert "by which the search has chosen" in text[-3]
+    assert text[-2].startswith("Asked: macs 0.5, reached 0.4")
     assert repr(result).endswith(str(result.report))
 
 
@@ -425,7 +426,7 @@ def untouched(*arguments):
         ({"loss": lambda outputs, targets: outputs}, r"^loss: returned a Tensor of shape \(32, 3\); return the"),
         ({"loss": lambda outputs, targets: 1.0}, r"^loss: returned 1.0; return the loss as a tensor"),
         ({"training_step": lambda network, batch, teacher: torch.zeros(())}, r"^training_step: its value does not depend on a weight"),
-        ({"macs": None}, r"^sparsity=None: nothing says how much goes; set it, or macs, params or max_drop"),
+        ({"macs": None}, r"^sparsity=None: nothing says how much goes; set it, or macs, params, latency or max_drop"),
         ({"macs": 0.001}, r"^macs=0.001: 0\.\d+ to 1 of the dense network's is within reach, as min_keep, round_to, max_sparsity"),
         ({"macs": 1.5}, r"^macs=1.5: must be in \(0, 1\), or None"),
         ({"min_keep": 100}, r"nothing may go; lower min_keep"),
@@ -534,3 +535,51 @@ def test_segmentation_needs_nothing_of_classification(tmp_path, monkeypatch):
     assert result.report.recovered.metric == example["mean_iou"](result.network, [(images, masks)])
     again = rlprune.load(tmp_path, model=example["make_network"]())
     assert torch.equal(again(images)["out"], result.network(images)["out"])
+
+
+@pytest.fixture
+def slower_every_time(monkeypatch):
+    """A machine that takes longer whenever it is asked: a call takes as many seconds as its tensors have entries, then twice that, …"""
+    asked = []
+
+    def time_grids(grids, device, advance, *, monotone=True):
+        asked.append(len(grids))
+        sizes = [
+            [float(sum(np.prod(shape) for shape in grid.shapes(node))) for node in np.ndindex(*map(len, grid.steps))] for grid in grids
+        ]
+        return [len(asked) * np.array(size).reshape([len(row) for row in grid.steps]) for size, grid in zip(sizes, grids, strict=True)]
+
+    monkeypatch.setattr("rlprune.latency.build.time_grids", time_grids)
+    whole = lambda networks, example: {name: len(asked) * float(count_params(network)) for name, network in networks.items()}  # noqa: E731
+    monkeypatch.setattr("rlprune.latency.build.measure_networks", whole)
+    return asked
+
+
+def test_latency_is_a_bound_beside_others(trained, slower_every_time):
+    result = compressed(trained, latency=0.7, macs=0.9, params=0.95)
+    targets = result.report.targets
+    assert 0 < targets["latency"]["reached"] <= 0.7
+    assert targets["macs"]["reached"] <= 0.9
+    assert targets["params"]["reached"] <= 0.95
+    assert result.graph.latency(result.keep) / result.graph.latency({}) == pytest.approx(targets["latency"]["reached"])
+    assert "latency 0.7, reached 0." in str(result.report)
+    with pytest.raises(UserError, match=r"^latency=0.0001: 0\.\d+ to 1 of the dense network's is within reach"):
+        compressed(trained, latency=0.0001)
+
+
+def test_a_killed_call_goes_on_with_the_predictions_it_began_with(trained, slower_every_time, tmp_path):
+    call = partial(compressed, trained, latency=0.6, reward="latency", agent="mcq", steps=3, settings={"agent.stages": 1}, run_dir=tmp_path)
+    with pytest.raises(Killed):
+        call(metric=dying(top1, 4))
+    resumed = call(metric=dying(top1, 10**6))
+    assert len(slower_every_time) == 2  # measured again, and not used
+    assert resumed.graph.latency({}) == pytest.approx(compressed(trained, latency=0.6).graph.latency({}) / 3)
+
+
+def test_the_multiple_that_the_device_likes(trained, monkeypatch):
+    monkeypatch.setattr("rlprune.latency.rounding.multiple_savings", lambda sweeps: {1: 0.0, 2: 0.1, 4: 0.3})
+    result = compressed(trained, round_to="auto")
+    dense = dict(zip((group.name for group in result.graph.groups), result.graph.num_units.tolist(), strict=True))
+    assert all(len(units) in (dense[name], *range(0, dense[name], 4)) for name, units in result.keep.items())
+    with pytest.raises(UserError, match=r"^round_to=often: must be ≥ 1, where 1 does not round, or auto"):
+        compressed(trained, round_to="often")

@@ -145,7 +145,8 @@ def _joint(targets: Targets, steps: int, save_at: Sequence[float], dense: Size) 
         raise UserError(f"schedule.save_at={list(save_at)}: joint training prunes once, at its end; schedule.save_at=[]")
     if targets.max_drop is not None:
         raise UserError(
-            f"budget.max_drop={targets.max_drop}: joint training is told how much goes: budget.macs, .params, .latency or schedule.sparsity"
+            f"budget.max_drop={targets.max_drop}: joint training is told how much goes: budget.macs, budget.params, budget.latency or "
+            "schedule.sparsity"
         )
     goals = (_goal(targets, 1.0, dense, None, exact=True),) * steps
     return Schedule(goals, {steps: targets.sparsity}, steps, joint=True)
@@ -185,7 +186,9 @@ def _goal(targets: Targets, done: float, dense: Size, fewest: int | None, *, exa
 
 def _check_reach(targets: Targets, dense: Size, smallest: Size, free: bool) -> None:
     if targets == Targets(None, None, None, None) and not free:
-        raise UserError("schedule.sparsity=null: nothing says how much goes; set it, or budget.macs, .params, .latency or .max_drop")
+        raise UserError(
+            "schedule.sparsity=null: nothing says how much goes; set it, or budget.macs, budget.params, budget.latency or budget.max_drop"
+        )
     if smallest.channels == dense.channels:
         raise UserError("schedule: nothing may go; lower schedule.min_keep or schedule.round_to, or raise schedule.max_sparsity")
     beyond = out_of_reach(targets, dense, smallest)
