@@ -31,7 +31,8 @@ class LatencyModel:
 
     Terms are the calls of the network whose tensors shrink with it; equal ones are counted, not repeated. The time of term t is looked up
     in table `table[t]` at two widths, of which unit losses take `taken[t]`, and interpolated. What no plan changes takes `fixed` seconds.
-    The prediction is `overhead + factor · (fixed + Σ times · looked up)`, where overhead and factor come from whole networks.
+    The prediction is `overhead + Σ over kinds of factor · (fixed + Σ times · looked up)`, where kind 0 are calls without weights and kind 1
+    those with; overhead and factors come from whole networks.
     """
 
     groups: tuple[str, ...]
@@ -39,20 +40,25 @@ class LatencyModel:
     table: np.ndarray  # (term,)
     widths: np.ndarray  # of the dense network, (axis, term)
     taken: np.ndarray  # width that a unit takes, (axis, term, group)
-    times: np.ndarray  # calls that a term stands for, (term,)
+    times: np.ndarray  # calls that a term stands for, by kind: zero but for its own, (kind, term)
     nodes: np.ndarray  # ascending widths, infinite behind the last, (axis, table, node)
     values: np.ndarray  # seconds, (table, node, node)
-    fixed: float
+    fixed: np.ndarray  # (kind,)
     overhead: float
-    factor: float
+    factors: np.ndarray  # (kind,)
     batch_size: int
     checks: tuple[Check, ...] = ()
 
     def seconds(self, left: np.ndarray) -> np.ndarray:
         """Predicted seconds where so many units of each group are left; shape (..., group) → (...)."""
         plans = np.asarray(left).reshape(-1, len(self.units))
-        total = self.overhead + self.factor * (self.fixed + self.lookups(plans) @ self.times)
+        total = self.overhead + self.by_kind(plans) @ self.factors
         return np.asarray(total.reshape(np.shape(left)[:-1]))
+
+    def by_kind(self, left: np.ndarray) -> np.ndarray:
+        """Seconds of all calls of a kind by their tables, (plan, group) → (plan, kind)."""
+        found: np.ndarray = self.fixed + self.lookups(left) @ self.times.T
+        return found
 
     @cached_property
     def dense(self) -> float:
@@ -98,7 +104,7 @@ class LatencyModel:
             KeyError, TypeError, ValueError: it is damaged.
         """
         entries = {entry.name: plain[entry.name] for entry in fields(LatencyModel)}
-        whole = ("units", "table", "taken", "times", "widths", "values")
+        whole = ("units", "table", "taken", "times", "widths", "values", "fixed", "factors")
         entries |= {name: np.array(entries[name]) for name in whole} | {"nodes": padded(entries["nodes"], entries["values"])}
         return LatencyModel(
             **entries | {"groups": tuple(entries["groups"]), "checks": tuple(Check(**check) for check in entries["checks"])}

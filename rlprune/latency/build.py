@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch import nn
 from tqdm import tqdm
 
@@ -18,15 +19,16 @@ from rlprune.files import write_json
 from rlprune.graph import ChannelGraph, prune
 from rlprune.graph.labels import tensors_in
 from rlprune.graph.run import call
-from rlprune.latency.calls import shrinking_calls
+from rlprune.latency.calls import Hole, shrinking_calls
 from rlprune.latency.keeping import digest, recall
 from rlprune.latency.timing import Grid, dense_width, device_of, make_grid, synchronise, time_grids
 from rlprune.latency_model import AXES, Check, LatencyModel, padded
 
 log = logging.getLogger(__name__)
 VERSION = 1  # of what is kept; it rises when measuring changes
-FITTED = ("dense", "half", "smallest")  # networks that overhead and factor are fitted to
-CHECKED = 4  # others, drawn at random, that tell the error
+KINDS = 2  # of calls, each with a factor: without weights, and with
+FITTED = 8  # networks that overhead and factors are fitted to: dense, half, the smallest, and others drawn at random
+CHECKED = 4  # more that are drawn at random and tell the error
 WHOLE_SECONDS, WHOLE_ROUNDS = 0.4, (7, 60)  # of passes of one whole network, and how many, at least and at most
 
 
@@ -42,8 +44,8 @@ def latency_model(
 ) -> LatencyModel:
     """Predicts the latency of every plan within `kept_counts`.
 
-    Every distinct call of the network is timed on its own over the widths that it may have; overhead and factor, which the calls on their
-    own do not show, are fitted to three whole networks, and four others tell the error. What was measured on this machine before is not
+    Every distinct call of the network is timed on its own over the widths that it may have; overhead and factors, which the calls on their
+    own do not show, are fitted to eight whole networks, and four others tell the error. What was measured on this machine before is not
     measured again.
 
     Args:
@@ -105,34 +107,34 @@ def with_latency(
 
 
 def _assembled(graph: ChannelGraph, grids: Sequence[Grid], batch_size: int, device: torch.device, cache: Path | None) -> LatencyModel:
-    """Tables and terms; overhead and factor are not known yet."""
+    """Tables and terms; overhead and factors are not known yet."""
     distinct = {grid.key: grid for grid in grids}
     seconds = _measured(distinct, device, cache)
     shrinking = [grid for grid in distinct.values() if grid.steps]
     numbers = {grid.key: number for number, grid in enumerate(shrinking)}
-    fixed, terms = 0.0, Counter[tuple[int, Any, Any]]()
+    fixed, terms = np.zeros(KINDS), Counter[tuple[int, int, Any, Any]]()
     for grid in grids:
         if not grid.steps:
-            fixed += float(seconds[grid.key])
+            fixed[_kind(grid)] += float(seconds[grid.key])
             continue
         axes = [(dense_width(grid.call, axis), axis.taken) for axis in grid.call.axes]
         if len(axes) > AXES:
             axes = [(sum(width for width, _ in axes), tuple(np.sum([taken for _, taken in axes], axis=0).tolist()))]
         axes += [(0.0, (0,) * len(graph.groups))] * (AXES - len(axes))
-        terms[numbers[grid.key], tuple(width for width, _ in axes), tuple(taken for _, taken in axes)] += 1
+        terms[_kind(grid), numbers[grid.key], tuple(width for width, _ in axes), tuple(taken for _, taken in axes)] += 1
     nodes, values = _tables(shrinking, seconds)
     return LatencyModel(
         groups=tuple(group.name for group in graph.groups),
         units=graph.num_units,
-        table=np.array([table for table, _, _ in terms], dtype=int),
-        widths=np.array([widths for _, widths, _ in terms]).reshape(-1, AXES).T,
-        taken=np.array([taken for _, _, taken in terms], dtype=int).reshape(-1, AXES, len(graph.groups)).transpose(1, 0, 2),
-        times=np.array(list(terms.values()), dtype=float),
+        table=np.array([table for _, table, _, _ in terms], dtype=int),
+        widths=np.array([widths for _, _, widths, _ in terms]).reshape(-1, AXES).T,
+        taken=np.array([taken for _, _, _, taken in terms], dtype=int).reshape(-1, AXES, len(graph.groups)).transpose(1, 0, 2),
+        times=np.array([[times * (kind == own) for (own, _, _, _), times in terms.items()] for kind in range(KINDS)], dtype=float),
         nodes=nodes,
         values=values,
         fixed=fixed,
         overhead=0.0,
-        factor=1.0,
+        factors=np.ones(KINDS),
         batch_size=batch_size,
     )
 
@@ -167,30 +169,41 @@ def _measured(grids: Mapping[str, Grid], device: torch.device, cache: Path | Non
 
 
 def _fitted(model: LatencyModel, network: nn.Module, graph: ChannelGraph, most: np.ndarray, example: Any) -> LatencyModel:
-    """The model with overhead and factor, checked on networks that it was not fitted to."""
+    """The model with overhead and factors, checked on networks that it was not fitted to."""
     generator = np.random.default_rng(0)
-    counts = dict(zip(FITTED, (np.zeros(len(most), dtype=int), most // 2, most), strict=True))
-    counts |= {f"random {number}": (most * generator.uniform(0, 1, len(most))).astype(int) for number in range(1, CHECKED + 1)}
+    counts = {"dense": np.zeros(len(most), dtype=int), "half": most // 2, "smallest": most}
+    for number in range(1, FITTED - len(counts) + CHECKED + 1):
+        counts[f"random {number}"] = (most * generator.uniform(0, 1, len(most)) * generator.uniform(0.5, 1)).astype(int)
     networks = {}
     for name, gone in counts.items():
         keep = {group.name: np.arange(group.num_units - count) for group, count in zip(graph.groups, gone.tolist(), strict=True)}
         networks[name] = prune(network, graph, keep)
     measured = measure_networks(networks, example)
     left = np.array([graph.num_units - gone for gone in counts.values()])
-    model = _scaled(model, model.seconds(left[: len(FITTED)]), np.array([measured[name] for name in FITTED]))
+    model = _scaled(model, left[:FITTED], np.array([measured[name] for name in list(counts)[:FITTED]]))
     kept = left @ graph.channels_per_unit / graph.num_channels
     rows = zip(counts, kept.tolist(), model.seconds(left).tolist(), strict=True)
     checks = [Check(name, share, predicted, measured[name]) for name, share, predicted in rows]
-    return replace(model, checks=tuple(check for check in checks if check.name not in FITTED[1:]))
+    return replace(model, checks=(checks[0], *checks[FITTED:]))
 
 
-def _scaled(model: LatencyModel, looked_up: np.ndarray, measured: np.ndarray) -> LatencyModel:
-    """Overhead and factor by least squares of the relative error, neither negative."""
-    table = np.stack([np.ones(len(measured)), looked_up], axis=1) / measured[:, None]
-    overhead, factor = np.linalg.lstsq(table, np.ones(len(measured)), rcond=None)[0]
-    if overhead < 0 or factor <= 0:
-        overhead, factor = 0.0, float(np.mean(measured / looked_up))
-    return replace(model, overhead=float(overhead), factor=float(factor))
+def _scaled(model: LatencyModel, left: np.ndarray, measured: np.ndarray) -> LatencyModel:
+    """Overhead and factors by least squares of the relative error, none negative; the dense network, which shares refer to, counts twice.
+
+    Args:
+        model: whose tables are known.
+        left: units of the measured networks, the dense one first, (network, group).
+        measured: their seconds, (network,).
+    """
+    weights = np.where(np.arange(len(measured)) == 0, 2.0, 1.0) / measured
+    table = np.concatenate([np.ones((len(measured), 1)), model.by_kind(left)], axis=1)
+    found, _ = nnls(table * weights[:, None], measured * weights)
+    return replace(model, overhead=float(found[0]), factors=found[1:])
+
+
+def _kind(grid: Grid) -> int:
+    """Of a call, as its factor is: 1 for convolutions, linear layers and what else has a weight of several dimensions."""
+    return int(any(isinstance(hole, Hole) and hole.is_weight and len(hole.shape) > 1 for hole in grid.call.call.holes))
 
 
 @torch.inference_mode()

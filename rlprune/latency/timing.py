@@ -22,7 +22,7 @@ LUMP = 16  # kernels work in multiples of so many channels, if of any: nodes sta
 ROUNDS = 2  # over all nodes, each in an order of its own, so that a busy moment does not hit neighbours
 CHUNK, CHUNKS = 2e-4, 4  # seconds between two looks at the clock, at least, and how many looks
 PATIENCE = 0.02  # seconds at one node and round, about, where a call is slow
-COPIES, COPIED = 16, 2**24  # of a call's weights, at most, and bytes of them together
+COPIES, COPIED = 16, 2**26  # of a call's weights, at most, and bytes of them together
 NARROW = 128  # widths up to which time may jump by much from one multiple to the next
 
 
