@@ -54,7 +54,11 @@ def mean_iou(network, batches):
 
 
 def make_network():
-    return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
+    network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.1  # torchvision's 0.01 is for trainings of more than some hundred steps
+    return network
 
 
 def train(network, data, *, epochs, batch_size=16):
@@ -67,7 +71,7 @@ def train(network, data, *, epochs, batch_size=16):
             optimizer.step()
 
 
-def main(*, count=192, epochs=12, side=64, **arguments):
+def main(*, count=192, epochs=15, side=64, **arguments):
     """Train a dense network, and compress it: both, with what `rlprune.compress` has returned."""
     torch.manual_seed(0)
     network, data = make_network(), pictures(count, seed=0, side=side)
