@@ -29,7 +29,7 @@ VERSION = 1  # of what is kept; it rises when measuring changes
 KINDS = 2  # of calls, each with a factor: without weights, and with
 FITTED = 8  # networks that overhead and factors are fitted to: dense, half, the smallest, and others drawn at random
 CHECKED = 4  # more that are drawn at random and tell the error
-WHOLE_SECONDS, WHOLE_ROUNDS = 0.4, (7, 60)  # of passes of one whole network, and how many, at least and at most
+WHOLE_SECONDS, WHOLE_ROUNDS = 6.0, (7, 250)  # that whole networks are timed for, in so many rounds, at least and at most
 
 
 def latency_model(
@@ -219,7 +219,7 @@ def measure_networks(networks: Mapping[str, nn.Module], example: Any) -> dict[st
         network.eval()
         call(network, example)
     once = sum(_pass(network, example, device) for network in networks.values()) / len(networks)
-    rounds = int(np.clip(WHOLE_SECONDS / once, *WHOLE_ROUNDS))
+    rounds = int(np.clip(WHOLE_SECONDS / (2 * once * len(networks)), *WHOLE_ROUNDS))
     samples: dict[str, list[float]] = {name: [] for name in networks}
     for _ in tqdm(range(rounds), desc="latency of networks", unit="round", leave=False, delay=1):
         for name, network in networks.items():
