@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and files that one process holds. Imports no torch."""
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -56,6 +57,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: should hold a JSON object; the file is damaged, use another run")
     return value
+
+
+def digest(facts: Any) -> str:
+    """A short name for plain facts."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def recall(path: Path | None) -> dict[str, Any]:
+    """A JSON object that may be there; an empty one where there is none, or a damaged one."""
+    try:
+        return {} if path is None else read_json(path)
+    except UserError:
+        return {}
 
 
 def write_failure(run_dir: Path, message: str) -> None:

@@ -15,12 +15,11 @@ from torch import nn
 from tqdm import tqdm
 
 from rlprune.cost import machine
-from rlprune.files import write_json
+from rlprune.files import digest, recall, write_json
 from rlprune.graph import ChannelGraph, prune
 from rlprune.graph.labels import tensors_in
 from rlprune.graph.run import call
 from rlprune.latency.calls import Hole, shrinking_calls
-from rlprune.latency.keeping import digest, recall
 from rlprune.latency.timing import Grid, dense_width, device_of, make_grid, synchronise, time_grids
 from rlprune.latency_model import AXES, Check, LatencyModel, padded
 

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from rlprune.files import write_json
+from rlprune.files import digest, recall, write_json
 from rlprune.graph import ChannelGraph, prune
 from rlprune.latency.calls import Shrinking, shrinking_calls
-from rlprune.latency.keeping import digest, recall
 from rlprune.latency.timing import ROUNDS, Grid, dense_width, device_of, time_grids
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)

@@ -4,8 +4,6 @@ The outputs are the same but for rounding; the speed depends on the machine's ke
 that a search that goes on rounds as it began.
 """
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -18,13 +16,13 @@ from torch import nn
 
 from rlprune.cost import machine
 from rlprune.errors import UserError
-from rlprune.files import write_json
+from rlprune.files import digest, recall, write_json
 from rlprune.graph import ChannelGraph, Slicer, prune
 from rlprune.graph.run import copy_module
 from rlprune.graph.verify import TOLERANCE
 from rlprune.search.schedule import Schedule
 from rlprune.training.evaluate import Evaluator
-from rlprune.training.measure import GAIN, ROUNDS, recall
+from rlprune.training.measure import GAIN, ROUNDS
 
 log = logging.getLogger(__name__)
 MULTIPLES: dict[str, int | None] = {"sliced": 1, "padded": 16, "masked": None}
@@ -144,4 +142,4 @@ def _key(network: nn.Module, graph: ChannelGraph, evaluator: Evaluator, schedule
     execution = evaluator.execution
     how = [machine(execution.device), torch.__version__, str(execution.dtype), execution.channels_last, evaluator.batch_size]
     facts = [repr(network), graph.num_units.tolist(), _channels_gone(graph, schedule), evaluator.images.shape, count, MULTIPLES, how]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return digest(facts)

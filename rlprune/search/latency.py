@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from rlprune.cost import machine
-from rlprune.files import write_json
+from rlprune.files import recall, write_json
 from rlprune.graph import ChannelGraph, prune
 from rlprune.latency.build import keep_model, latency_model, measure_networks, recall_model
-from rlprune.latency.keeping import recall
 from rlprune.latency.rounding import preferred_multiple
 from rlprune.latency.timing import device_of
 

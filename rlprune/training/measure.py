@@ -4,21 +4,17 @@ Depthwise convolutions train up to three times faster in float32 than in bfloat1
 (scripts/benchmarks/training.py). What was measured once is kept, so that later runs and resumed ones do as the first did.
 """
 
-import hashlib
-import json
 import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlprune.cost import machine
-from rlprune.errors import UserError
-from rlprune.files import read_json, write_json
+from rlprune.files import digest, recall, write_json
 from rlprune.graph.run import copy_module
 from rlprune.kernels import careful_kernels
 from rlprune.training.execution import Execution, Way
@@ -67,14 +63,6 @@ def choose_way(
     return replace(execution, ways=(way, *(other for other in execution.ways if other != way)))
 
 
-def recall(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is none."""
-    try:
-        return read_json(path)
-    except UserError:
-        return {}
-
-
 def measure_ways(execution: Execution, network: nn.Module, example: Tensor, count: int) -> dict[str, float]:
     """Images a second of forward and backward passes of `count` images, by the name of each way; 0 where it cannot run."""
     best = dict.fromkeys(execution.ways, float("inf"))
@@ -113,4 +101,4 @@ def _key(execution: Execution, network: nn.Module, example: Tensor, count: int) 
     """Changes with the network, its images, and the machine."""
     ways = list(map(str, execution.ways))
     facts = [repr(network), tuple(example.shape[1:]), count, machine(execution.device), torch.__version__, ways]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return digest(facts)
