@@ -25,7 +25,6 @@ run() { # NETWORK NAME [key=value ...]
 }
 for network in ${NETWORKS:-vgg16 resnet56 mobilenetv2}; do
   run "$network" latency-0.5 budget.latency=0.5 "$@"
-  run "$network" latency-0.5-auto budget.latency=0.5 schedule.round_to=auto "$@"
   for macs in 0.5 0.35; do # the bound on latency binds nobody here: it is there to be predicted and measured
     run "$network" "macs-$macs" "budget.macs=$macs" budget.latency=0.99 "$@"
   done
