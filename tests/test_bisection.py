@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,13 @@ import pandas as pd
 import pytest
 from conftest import last_line, metrics
 
+from rlprune import cli
 from rlprune.search import job
 from rlprune.search.bisection import CLOSEST, TOLERANCE, WIDEST, Bisection, Pass, bisected_search, seconds_of_passes
 from rlprune.search.limits import Goal
 from rlprune.search.task import Ledger
 
-SMOKE = ("prune", "debug=smoke", "device=cpu", "precision=fp32", "recovery.control=false")
+SMOKE = ("prune", "debug=smoke", "dataset.limit=80", "device=cpu", "precision=fp32", "recovery.control=false")
 NETWORK = ("model=vgg11", "model.classifier=slim", "model.width=0.125")
 RLP = (*SMOKE, *NETWORK, "agent=reinforce", "agent.updates=2", "agent.samples=3", "search.max_candidates=null")
 
@@ -142,7 +144,7 @@ def test_units_come_from_the_policy_and_the_artefact_says_so(rlprune):
     assert result(folder)["units_chosen_by"] == "agent"
     assert "passes" not in result(folder)
     assert result(folder)["search"]["candidates"] == steps["candidates"].sum()
-    assert rlprune(*SMOKE, "agent=uniform", "paths.run=outputs/uniform")[0] == 0
+    assert rlprune(*SMOKE, *NETWORK, "agent=uniform", "paths.run=outputs/uniform")[0] == 0
     assert (plan(Path("outputs/uniform"))["units_chosen_by"], plan(Path("outputs/uniform"))["criterion"]) == ("criterion", "taylor")
 
 
@@ -186,10 +188,24 @@ def test_a_run_of_the_same_widths_recovers_as_often(rlprune, line, steps):
     }
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The folder of a bisection that nobody interrupted, with its line and the number of its measurements."""
+    folder, line, measured, accuracy = tmp_path_factory.mktemp("unbroken"), (*RLP, "budget.macs=0.6", "agent.passes=3"), [], Ledger.accuracy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "accuracy", lambda self, subject, measure: measured.append(1) or accuracy(self, subject, measure))
+        patch.chdir(folder)
+        assert cli.main([*line, "paths.run=outputs/whole"]) == 0
+    return folder / "outputs", line, len(measured)
+
+
 @pytest.mark.parametrize("at", [30, "last"])
-def test_a_killed_bisection_goes_on_to_the_same_end(rlprune, monkeypatch, at):
-    line = (*RLP, "budget.macs=0.6", "agent.passes=3")
-    measured, accuracy, end = [], Ledger.accuracy, None
+def test_a_killed_bisection_goes_on_to_the_same_end(rlprune, monkeypatch, unbroken, at):
+    outputs, line, count = unbroken
+    shutil.copytree(outputs, "outputs")
+    measured, accuracy = [], Ledger.accuracy
+    end = count if at == "last" else at
+    assert end <= count
 
     def counted(self, subject, measure):
         measured.append(1)
@@ -198,10 +214,6 @@ def test_a_killed_bisection_goes_on_to_the_same_end(rlprune, monkeypatch, at):
         return accuracy(self, subject, measure)
 
     monkeypatch.setattr(Ledger, "accuracy", counted)
-    assert rlprune(*line, "paths.run=outputs/whole")[0] == 0
-    end = len(measured) if at == "last" else at
-    assert end <= len(measured)
-    measured.clear()
     assert rlprune(*line, "paths.run=outputs/killed")[0] == 130
     assert rlprune(*line, "paths.run=outputs/killed")[0] == 0
     whole, killed = Path("outputs/whole"), Path("outputs/killed")
@@ -212,9 +224,9 @@ def test_a_killed_bisection_goes_on_to_the_same_end(rlprune, monkeypatch, at):
 
 
 @pytest.mark.parametrize("damage", ["none", "all"])
-def test_a_run_killed_behind_its_last_step_goes_on_to_the_same_end(rlprune, monkeypatch, damage):
-    line = (*RLP, "budget.macs=0.6", "agent.passes=2")
-    assert rlprune(*line, "paths.run=outputs/whole")[0] == 0
+def test_a_run_killed_behind_its_last_step_goes_on_to_the_same_end(rlprune, monkeypatch, unbroken, damage):
+    outputs, line, _ = unbroken
+    shutil.copytree(outputs, "outputs")
     finish = job.finish
 
     def interrupted(*arguments, **settings):

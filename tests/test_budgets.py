@@ -14,7 +14,8 @@ from rlprune.graph import trace
 from rlprune.results.artefact import load_artefact
 from rlprune.results.origin import Origin
 
-SMOKE = ("prune", "debug=smoke", "model.width=0.5", "device=cpu", "agent=uniform", "recovery=none")
+SMOKE = ("prune", "debug=smoke", "model.depth=14", "model.width=0.5", "dataset.image_size=16")
+SMOKE += ("device=cpu", "agent=uniform", "recovery=none")
 
 
 def finished():

@@ -27,7 +27,8 @@ from rlprune.provenance import Provenance, mark
 from rlprune.search.job import PruneJob
 from rlprune.search.task import Ledger
 
-SMOKE = ("prune", "debug=smoke", "model.width=0.5", "device=cpu")
+SMALL = ("debug=smoke", "device=cpu", "model.depth=8", "model.width=0.5", "dataset.image_size=16")
+SMOKE = ("prune", *SMALL)
 
 
 class Grey(torch.nn.Conv2d):
@@ -56,6 +57,7 @@ def result(folder):
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.drawn
 def test_prune_evaluate_and_report(rlprune, monkeypatch):
     reads = []
     read_test = Digits.read_test
@@ -146,8 +148,8 @@ def test_nothing_is_trained_on_search_or_test_images(rlprune, monkeypatch):
     "choice", ["agent=uniform", "channels_last=true", "recovery=finetune", "recovery=none", "criterion=l1", "reward=params", "model=vgg11"]
 )
 def test_choices_run_whole(rlprune, choice):
-    width = "model.width=0.125" if choice == "model=vgg11" else "model.width=0.5"
-    code, _, err = rlprune("prune", "debug=smoke", width, choice)
+    line = ("prune", "debug=smoke", "model.width=0.125") if choice == "model=vgg11" else SMOKE
+    code, _, err = rlprune(*line, choice)
     assert code == 0, err
     done = result(run_dirs()[0])
     assert choice == "channels_last=true" or done["choices"][choice.split("=")[0]] == choice.split("=")[1]
@@ -156,14 +158,14 @@ def test_choices_run_whole(rlprune, choice):
 
 
 def test_train_then_prune_from_a_checkpoint(rlprune):
-    code, out, _ = rlprune("train", "debug=smoke", "model.width=0.5")
+    code, out, _ = rlprune("train", *SMALL)
     assert code == 0
     (dense,) = Path("outputs/dense").iterdir()
     code, out, _ = rlprune(*SMOKE, f"checkpoint={dense}")
     assert code == 0
     assert "may have been trained on the search split" in out
     assert result(run_dirs()[0])["search_split_seen"] == "unknown"
-    code, out, _ = rlprune("evaluate", "model.width=0.5", "debug=smoke", f"checkpoint={dense}")
+    code, out, _ = rlprune("evaluate", *SMALL, f"checkpoint={dense}")
     assert code == 0
     assert result(run_dirs("evaluate")[0])["rows"][0]["top1"] == result(run_dirs("train")[0])["rows"][0]["top1"]
     code, _, err = rlprune("prune", "model=vgg11", f"checkpoint={dense}", "debug=smoke")
@@ -345,7 +347,7 @@ def interrupt(*arguments, **settings):
 
 EPISODES = (
     "agent.episodes=12",
-    "agent.batch_size=8",
+    "agent.batch_size=4",
     "search.max_candidates=null",
     "schedule.steps=1",
     "recovery.control=false",
@@ -427,7 +429,7 @@ def test_resume_true_means_the_newest_unfinished_run_of_the_line(rlprune, monkey
     assert (code, "there is no unfinished run of this line" in out, len(run_dirs())) == (0, True, 3)
     with monkeypatch.context() as patch:
         patch.setattr(PruneJob, "run", interrupt)
-        assert rlprune("prune", "debug=smoke", "agent=mcq")[0] == 130
+        assert rlprune(*SMOKE, "agent=mcq")[0] == 130
     code, out, _ = rlprune(*line, "seed=4", "resume=true")  # another agent's run is in nobody's way
     assert (code, "starting anew" in out) == (0, True)
 
@@ -454,7 +456,7 @@ def test_a_sweep_goes_on_job_by_job(rlprune, monkeypatch):
 
 @pytest.mark.parametrize("job", ["train", "prune"])
 def test_a_killed_training_resumes_to_the_same_weights(rlprune, job):
-    line = (job, "debug=smoke", "model.width=0.25", "dataset.limit=640", "training.epochs=6", "training.save_minutes=0", "device=cpu")
+    line = (job, *SMALL, "dataset.limit=640", "training.epochs=6", "training.save_minutes=0")
     line += ("agent=uniform",) if job == "prune" else ("training.ema=0.9", "training.mixup=0.2")
     assert rlprune(*line)[0] == 0
     (dense,) = Path("outputs/dense").iterdir()
@@ -516,7 +518,7 @@ def test_a_network_of_ones_own_is_pruned_and_tested_again(rlprune, monkeypatch, 
 
 
 def test_kept_weights_bring_their_normalisation_along(rlprune):
-    line = ("debug=smoke", "model.width=0.5")
+    line = SMALL
     assert rlprune("train", *line, "dataset.mean=[0.1,0.2,0.3]", "dataset.std=[0.5,0.6,0.7]")[0] == 0
     (dense,) = Path("outputs/dense").iterdir()
     assert rlprune("evaluate", *line, f"checkpoint={dense}")[0] == 0
@@ -530,7 +532,7 @@ def test_a_training_killed_in_its_test_goes_on_behind_its_last_save(rlprune, mon
     def killed(*arguments, **settings):
         raise KeyboardInterrupt
 
-    line = ("train", "debug=smoke", "model.width=0.25", "training.epochs=3", "training.save_minutes=0")
+    line = ("train", *SMALL, "training.epochs=3", "training.save_minutes=0")
     with monkeypatch.context() as patch:
         patch.setattr("rlprune.training.progress.SHARE", 1e9)
         patch.setattr("rlprune.results.finish.measure_rows", killed)
@@ -662,6 +664,7 @@ def test_the_readme_agent_that_learns_works_layer_by_layer(rlprune, monkeypatch,
     Path("my_conf/agent/climber.yaml").write_text(text.split("```yaml\n# my_conf/agent/climber.yaml\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
     line = (*SMOKE, "--config-dir", "my_conf", "agent=climber", "schedule.steps=1", "schedule.sparsity=null", "budget.macs=0.5")
+    line += ("model.depth=20",)  # with fewer groups it would come to a candidate twice
     assert rlprune(*line, "search.max_candidates=20")[0] == 0
     episodes = pd.read_csv(run_dirs()[0] / "episodes.csv")
     assert len(episodes) == 20

@@ -278,7 +278,9 @@ def test_zero_padded_shortcuts_are_seen_and_the_advice_helps():
 
 
 def test_it_prunes_through_the_command(rlprune):
-    code, out, err = rlprune("prune", "agent=depgraph", "debug=smoke", "model.width=0.5", "device=cpu")
+    code, out, err = rlprune(
+        "prune", "agent=depgraph", "debug=smoke", "model.depth=8", "model.width=0.5", "dataset.image_size=16", "device=cpu"
+    )
     assert code == 0, err
     assert "at most 2 candidates (1 a step)" in out
     (folder,) = Path("outputs/prune").iterdir()

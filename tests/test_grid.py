@@ -142,7 +142,8 @@ def test_a_small_edition_has_the_methods_of_the_full_one(path):
 
 # -- as a user runs them ---------------------------------------------------------------------------------------------------------------
 
-TINY = ("device=cpu", "precision=fp32", "debug=smoke", "dataset=digits", "dataset.limit=64", "model=resnet20", "model.width=0.25")
+TINY = ("device=cpu", "precision=fp32", "debug=smoke", "dataset=digits", "dataset.limit=64", "dataset.image_size=8")
+TINY += ("model=resnet20", "model.depth=8", "model.width=0.25")
 
 
 @pytest.fixture

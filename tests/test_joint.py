@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from conftest import last_line, metrics
 from torch import nn
 
 import rlprune
+from rlprune import cli
 from rlprune.agents.rlal import RLAL
 from rlprune.checkpoint import load_tensors, packed, save_tensors, unpacked
 from rlprune.config import conf_dir, load_yaml
@@ -485,7 +487,8 @@ def test_settings_out_of_range_name_themselves(changes, words):
 
 # -- whole runs --------------------------------------------------------------------------------------------------------------------------
 
-SMOKE = ("prune", "debug=smoke", "agent=rlal", "model.width=0.5", "device=cpu", "precision=fp32", "budget.macs=0.5", "agent.episodes=3")
+SMALL = ("debug=smoke", "device=cpu", "precision=fp32", "model.depth=8", "model.width=0.5", "dataset.image_size=16")
+SMOKE = ("prune", *SMALL, "agent=rlal", "budget.macs=0.5", "agent.episodes=3")
 
 
 def result(folder):
@@ -565,16 +568,27 @@ class StopError(BaseException):
     """Ends a run as a kill would: nothing that handles failures sees it."""
 
 
+UNBROKEN = (*SMOKE, "schedule.steps=3", "training.save_minutes=0", "agent.beta=0.01", "agent.warmup_epochs=0", "agent.batch_size=16")
+UNBROKEN += ("training.ema=0.5", "dataset.limit=200")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The folder of a run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main([*UNBROKEN, "paths.run=outputs/whole"]) == 0
+    return folder / "outputs/whole"
+
+
 @pytest.mark.parametrize(
     ("where", "at"),
     [("batch", 3), ("batch", 6), ("batch", 11), ("candidate", 2), ("candidate", 6), ("step", 1), ("step", 2), ("test", 1)],
 )
-def test_a_run_that_was_killed_goes_on_to_the_same_end(rlprune, monkeypatch, where, at):
-    line = (*SMOKE, "schedule.steps=3", "training.save_minutes=0", "agent.beta=0.01", "agent.warmup_epochs=0", "agent.batch_size=16")
-    line += ("training.ema=0.5", "dataset.limit=200")
-    assert rlprune(*line, "paths.run=outputs/whole")[0] == 0
-    for path in Path("outputs/dense").iterdir():
-        path.unlink()
+def test_a_run_that_was_killed_goes_on_to_the_same_end(rlprune, monkeypatch, unbroken, where, at):
+    line = UNBROKEN
+    shutil.copytree(unbroken, "outputs/whole")
     place = {
         "batch": "rlprune.training.fit.Trainer._step",
         "candidate": "rlprune.search.task.Ledger.accuracy",
@@ -628,7 +642,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(rlprune, monkeypatch):
 
 
 def test_weights_that_are_given_are_gone_on_from_and_the_run_says_so(rlprune):
-    assert rlprune("train", *SMOKE[1:2], *SMOKE[3:6])[0] == 0
+    assert rlprune("train", *SMALL)[0] == 0
     (dense,) = Path("outputs/dense").iterdir()
     code, out, _ = rlprune(*SMOKE, f"checkpoint={dense}", "paths.run=outputs/a")
     assert (code, f"joint training needs no trained network; it goes on from checkpoint={dense}" in out) == (0, True)

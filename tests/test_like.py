@@ -19,7 +19,7 @@ from rlprune.search.task import Environment, Task
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 SIZES = {"0": 8, "2": 6, "4": 10, "6": 5}
 OTHER = {"0": [1, 2, 7], "2": [0, 1, 2, 3, 4, 5], "4": [9], "6": [0, 4]}  # units that another run kept
-SMOKE = ("prune", "debug=smoke", "model.width=0.5", "device=cpu")
+SMOKE = ("prune", "debug=smoke", "model.depth=14", "model.width=0.5", "dataset.image_size=16", "device=cpu")
 
 
 @pytest.fixture
@@ -122,9 +122,9 @@ def test_a_damaged_plan_is_refused(tmp_path, keep):
 
 def test_it_follows_a_run_through_the_command(rlprune):
     assert rlprune(*SMOKE, "agent=global", "criterion=l1", "paths.run=first")[0] == 0
-    code, out, err = rlprune(*SMOKE, "agent=like", "agent.run=first", "criterion=random", "schedule.steps=12", "paths.run=second")
+    code, out, err = rlprune(*SMOKE, "agent=like", "agent.run=first", "criterion=random", "schedule.steps=9", "paths.run=second")
     assert code == 0, err
-    assert "at most 12 candidates (1 a step)" in out
+    assert "at most 9 candidates (1 a step)" in out
     first, second = (json.loads(Path(name, "pruned/plan.json").read_text()) for name in ("first", "second"))
     assert {name: len(units) for name, units in first["keep"].items()} == {name: len(units) for name, units in second["keep"].items()}
     assert first["keep"] != second["keep"]

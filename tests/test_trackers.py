@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import last_line, metrics
-from test_commands import SMOKE, result, run_dirs
+from test_commands import SMALL, SMOKE, result, run_dirs
 
 from rlprune.checkpoint import load_tensors
 from rlprune.errors import UserError
@@ -135,7 +135,7 @@ def test_a_killed_training_goes_on_in_the_same_curve(rlprune, monkeypatch):
     from rlprune.training.progress import Saver
 
     whole, killed = Path("outputs/whole"), Path("outputs/killed")
-    line = ("train", "debug=smoke", "model.width=0.5", "device=cpu", "training.epochs=4", "training.save_minutes=0", "tracker=tensorboard")
+    line = ("train", *SMALL, "training.epochs=4", "training.save_minutes=0", "tracker=tensorboard")
     assert rlprune(*line, f"paths.run={whole}")[0] == 0
     with monkeypatch.context() as patch:
 

@@ -20,6 +20,7 @@ from rlprune.training.progress import Saver
 from rlprune.training.scratch import draw_weights
 
 SMOKE = ("debug=smoke", "device=cpu", "precision=fp32")
+SMALL = ("model.depth=8", "model.width=0.5", "dataset.image_size=16")
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
 
@@ -29,7 +30,7 @@ def pruned(tmp_path_factory):
     from rlprune import cli
 
     folder = tmp_path_factory.mktemp("pruned")
-    line = ("prune", *SMOKE, "model.width=0.5", "agent=global", "criterion=l1", "dense_seed=3", "schedule.save_at=[0.25]")
+    line = ("prune", *SMOKE, *SMALL, "agent=global", "criterion=l1", "dense_seed=3", "schedule.save_at=[0.25]")
     assert cli.main([*line, f"paths.outputs={folder}/outputs", f"paths.run={folder}/run"]) == 0
     return folder / "run"
 
@@ -193,7 +194,7 @@ def test_its_result_is_an_artefact_as_any(rlprune, run):
     again = result("again")["rows"][0]
     for key in ("top1", "n", "params", "macs", "sparsity"):
         assert again[key] == row[key]
-    line = ("prune", *SMOKE, "model.width=0.5", "agent=like", "agent.run=first", "recovery=none", "criterion=l1", "paths.run=like")
+    line = ("prune", *SMOKE, *SMALL, "agent=like", "agent.run=first", "recovery=none", "criterion=l1", "paths.run=like")
     assert rlprune(*line)[0] == 0
     sizes = [{name: len(units) for name, units in plan(f"{name}/pruned")["keep"].items()} for name in ("first", "like")]
     assert sizes[0] == sizes[1]
@@ -246,7 +247,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(rlprune, run, monkeypatch
 
 
 def test_data_sets_may_be_named_again(rlprune, run):
-    code, _, err = rlprune("train", *SMOKE, f"like={run}", "dataset=digits", "dataset.crop=2")
+    code, _, err = rlprune("train", *SMOKE, f"like={run}", "dataset=digits", "dataset.image_size=16", "dataset.crop=2")
     assert code == 0, err
     (folder,) = Path("outputs/train").glob("*_from_scratch")  # not by the model that the line would choose
     assert plan(folder / "pruned")["origin"]["dataset_settings"]["crop"] == 2
@@ -313,5 +314,5 @@ def test_another_number_of_classes_is_refused(rlprune, run):
             Path("data", split, name).mkdir(parents=True)
             for index in range(20):
                 Image.new("RGB", (32, 32), (index, 0, 0)).save(Path("data", split, name, f"{index}.png"))
-    code, _, err = rlprune("train", *SMOKE, f"like={run}", "dataset=imagefolder", "dataset.root=data", "dataset.image_size=32")
+    code, _, err = rlprune("train", *SMOKE, f"like={run}", "dataset=imagefolder", "dataset.root=data", "dataset.image_size=16")
     assert (code, last_line(err)) == (2, ["rlprune train: dataset: its 2 classes are not the network's 10; use its own data set"])
