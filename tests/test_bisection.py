@@ -199,6 +199,7 @@ def unbroken(tmp_path_factory):
     return folder / "outputs", line, len(measured)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("at", [30, "last"])
 def test_a_killed_bisection_goes_on_to_the_same_end(rlprune, monkeypatch, unbroken, at):
     outputs, line, count = unbroken

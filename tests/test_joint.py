@@ -582,6 +582,7 @@ def unbroken(tmp_path_factory):
     return folder / "outputs/whole"
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("where", "at"),
     [("batch", 3), ("batch", 6), ("batch", 11), ("candidate", 2), ("candidate", 6), ("step", 1), ("step", 2), ("test", 1)],

@@ -106,6 +106,7 @@ def pictures(root):
 # -- the whole of it -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if "_small" in name else pytest.mark.papers) for name in PRESETS if "rlp_fig1" not in name]
@@ -227,6 +228,7 @@ def test_seeds_make_a_mean_and_published_rows_stand_above_what_does_the_same(rlp
     assert "vgg19 (width=0.125) on digits" in out  # which is said, as it is not the paper's
 
 
+@pytest.mark.no_cover
 def test_individual_layers_beside_the_entire_network(rlprune, monkeypatch):
     for name in ("plot_accuracy", "plot_layers", "plot_channels", "plot_episodes"):
         monkeypatch.setattr(f"rlprune.results.finish.{name}", lambda *_: None)

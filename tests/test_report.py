@@ -779,6 +779,7 @@ def test_files_of_numbers_can_be_computed_with():
     assert table.set_index("network").loc[means.index, "top1_mean"].tolist() == pytest.approx(means.tolist())
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
 def test_labels_of_every_plot_are_whole(width):
     """No text leaves its figure, whatever the names and however many groups there are."""

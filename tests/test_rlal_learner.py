@@ -428,6 +428,7 @@ def unexplained(learner, bandit, epoch, of):
     return np.mean((learner.predict(np.zeros((50, 1)), actions, np.full(50, epoch)) - rewards) ** 2) / rewards.var()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("seed", range(3))
 def test_z_earns_more_where_the_reward_drifts_and_the_decoder_knows_the_rewards_of_an_epoch(seed):
     with_z, errors = wander(seed, model=True)

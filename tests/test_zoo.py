@@ -60,6 +60,7 @@ def prunable(network, layers=(torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
     return {name for name, module in network.named_modules() if isinstance(module, layers)}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", SMALL)
 def test_one_small_network_a_family(name):
     network = torchvision_network(name=name, weights=None, in_channels=3, num_classes=10).eval()
@@ -77,6 +78,7 @@ def test_a_small_vision_transformer():
     assert [group.num_units for group in graph.groups] == [24] * 3
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "densenet121"])
 def test_masked_and_removed_networks_agree(name):
     network = torchvision_network(name=name, weights=None, in_channels=3, num_classes=10).eval().double()
