@@ -105,10 +105,17 @@ class LatencyModel:
         """
         entries = {entry.name: plain[entry.name] for entry in fields(LatencyModel)}
         whole = ("units", "table", "taken", "times", "widths", "values", "fixed", "factors")
-        entries |= {name: np.array(entries[name]) for name in whole} | {"nodes": padded(entries["nodes"], entries["values"])}
-        return LatencyModel(
-            **entries | {"groups": tuple(entries["groups"]), "checks": tuple(Check(**check) for check in entries["checks"])}
-        )
+        try:
+            entries |= {name: np.array(entries[name]) for name in whole} | {"nodes": padded(entries["nodes"], entries["values"])}
+            entries |= {"groups": tuple(entries["groups"]), "checks": tuple(Check(**check) for check in entries["checks"])}
+            model = LatencyModel(**entries)
+            if not np.isfinite(model.nodes[..., :2]).all():
+                raise ValueError("some of its tables have no nodes")
+            if not (len(model.groups) == len(model.units) and 0 < model.dense < float("inf")):
+                raise ValueError(f"predicts {model.dense} seconds for {len(model.groups)} groups")
+        except IndexError as error:
+            raise ValueError(f"its tables do not fit its terms: {error}") from error
+        return model
 
 
 def padded(nodes: Sequence[Sequence[Sequence[float]]], values: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:

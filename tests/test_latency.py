@@ -17,6 +17,7 @@ from rlprune.config import build, shipped
 from rlprune.errors import UserError
 from rlprune.latency import build as building
 from rlprune.latency import rounding
+from rlprune.latency.build import latency_model
 from rlprune.latency.calls import Shrinking, _Watch, shrinking_calls
 from rlprune.latency.rounding import chosen, multiple_savings
 from rlprune.latency.timing import Grid, _monotone, make_grid
@@ -138,13 +139,25 @@ def test_copies_share_activations_and_have_weights_of_their_own():
     assert torch.equal(first[1], second[1])
 
 
-def test_a_network_whose_calls_change_with_its_width_is_refused():
-    class Fickle(nets.Plain):
-        def forward(self, x):
-            x = super().forward(x)
-            return x.relu() if len(self.features[2].weight) % 2 else x
+class Fickle(nets.Plain):
+    """Another call at odd widths."""
 
-    network, example = Fickle().eval(), torch.randn(2, 3, 16, 16)
+    def forward(self, x):
+        x = super().forward(x)
+        return x.relu() if len(self.features[2].weight) % 2 else x
+
+
+class Counted(nets.Plain):
+    """As many tensors in one call as the width says."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return torch.stack([x] * len(self.features[2].weight)).sum(0)
+
+
+@pytest.mark.parametrize("make", [Fickle, Counted])
+def test_a_network_whose_calls_change_with_its_width_is_refused(make):
+    network, example = make().eval(), torch.randn(2, 3, 16, 16)
     graph = trace(nets.Plain().eval(), example)
     with pytest.raises(UserError, match="the network makes other calls"):
         shrinking_calls(network, graph, example, range(len(graph.groups)))
@@ -227,6 +240,67 @@ def test_what_was_measured_is_kept(by_entries, tmp_path):
         if "tables" not in path.name:
             path.write_text("[]")
     assert with_latency(network, graph, example, cache=tmp_path).latency({}) == first.latency({})
+
+
+@pytest.mark.parametrize(
+    "damage", [{"values": []}, {"nodes": []}, {"groups": ["a"]}, {"units": None}, {"factors": [1]}, {"overhead": None}]
+)
+def test_a_damaged_model_is_measured_again(by_entries, tmp_path, damage):
+    network, example, graph = subject("Plain")
+    first = with_latency(network, graph, example, cache=tmp_path)
+    (kept,) = (path for path in tmp_path.glob("latency-*") if "tables" not in path.name)
+    plain = json.loads(kept.read_text())
+    kept.write_text(json.dumps(plain | {"model": plain["model"] | damage}))
+    (tables,) = tmp_path.glob("latency-tables-*")
+    tables.write_text(json.dumps(dict.fromkeys(json.loads(tables.read_text()), "x")))
+    assert with_latency(network, graph, example, cache=tmp_path).latency({}) == first.latency({})
+
+
+def test_a_run_goes_on_with_its_own_model_on_another_machine(by_entries, tmp_path, caplog):
+    network, example, graph = subject("Plain")
+    counts = {group.name: np.arange(group.num_units, 0, -1) for group in graph.groups}
+    own = tmp_path / "run/latency.json"
+    latency_model(network, graph, counts, example, where="1 thread", cache=tmp_path / "cache", own=own)
+    plain = json.loads(own.read_text())
+    own.write_text(json.dumps(plain | {"model": plain["model"] | {"overhead": 7.0}}))
+    timed = len(by_entries)
+    again = latency_model(network, graph, counts, example, where="2 threads", cache=tmp_path / "cache", own=own)
+    assert again.overhead == 7.0
+    assert len(by_entries) == timed
+    assert "measured where this run began (1 thread)" in caplog.text
+    fewer = {name: series[:-1] for name, series in counts.items()}  # another question
+    assert latency_model(network, graph, fewer, example, where="2 threads", cache=tmp_path / "cache", own=own).overhead != 7.0
+
+
+def test_a_model_of_the_same_calls_has_the_names_of_this_network(by_entries, tmp_path):
+    network, example, graph = subject("Plain")
+    with_latency(network, graph, example, cache=tmp_path)
+    outer = nn.Sequential(network)
+    clocked = with_latency(outer, trace(outer, example), example, cache=tmp_path)
+    assert clocked.clock.groups == tuple(group.name for group in clocked.groups)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"example_inputs": None}, "example_inputs: holds no tensor"),
+        ({"example_inputs": {}}, "example_inputs: holds no tensor"),
+        ({"graph": "graph"}, "graph: is a str"),
+        ({"min_keep": 0}, "min_keep=0: must be a whole number ≥ 1"),
+        ({"min_keep": 2.5}, "min_keep=2.5: must be a whole number ≥ 1"),
+        ({"cache": __file__}, "is a file; name a folder"),
+    ],
+)
+def test_wrong_arguments_get_one_line(by_entries, settings, message):
+    network, example, graph = subject("Plain")
+    with pytest.raises(UserError, match=message):
+        with_latency(**{"model": network, "graph": graph, "example_inputs": example} | settings)
+
+
+def test_a_graph_of_which_nothing_can_go_has_no_latency_to_predict(by_entries):
+    network, example, graph = subject("Plain")
+    with pytest.raises(UserError, match="graph: has no channel group"):
+        with_latency(network, graph.freeze({group.name: "kept" for group in graph.groups}), example)
 
 
 def test_a_graph_without_a_model_says_how_to_get_one():
@@ -328,6 +402,8 @@ def test_what_is_within_reach():
     assert [row[""] for row in rows] == ["channels", "MACs", "parameters", "latency ms, predicted"]
     assert rows[3] == {"": "latency ms, predicted", "floor": "1.000 (0.250)", "target": "≤ 2.400 (0.6)", "dense": "4.000"}
     assert rows[2]["target"] == ""
+    (_, _, _, row) = reach_rows(Targets(None, None, None, None, 0.6), dense, replace(smallest, latency=0.0010004))
+    assert row["floor"] == "1.000 (0.251)"  # what is shown may be asked
     assert len(reach_rows(Targets(0.5, None, None, None), replace(dense, latency=None), smallest)) == 3
 
 

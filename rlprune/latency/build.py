@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from rlprune.cost import machine
+from rlprune.errors import UserError
 from rlprune.files import digest, recall, write_json
 from rlprune.graph import ChannelGraph, prune
 from rlprune.graph.labels import tensors_in
@@ -65,12 +66,18 @@ def latency_model(
     calls = shrinking_calls(subject, graph, example, np.flatnonzero(most).tolist())
     network_bytes = sum(tensor.numel() * tensor.itemsize for tensor in subject.parameters())
     grids = [make_grid(shrinking, most, network_bytes) for shrinking in calls]
-    facts = [VERSION, where, torch.__version__, str(device), most.tolist(), graph.num_units.tolist(), [_describe(grid) for grid in grids]]
-    name = digest(facts)
+    asked = [VERSION, most.tolist(), graph.num_units.tolist(), [_describe(grid) for grid in grids]]
+    begun = recall_model(own, digest(asked))
+    if begun is not None:  # a run goes on with what it began with, whatever the machine is now
+        if recall(own).get("where") != where:
+            log.warning("latency model: measured where this run began (%s); the run goes on with it (%s)", recall(own).get("where"), where)
+        return begun
+    name = digest([where, torch.__version__, str(device), asked])
     path = None if cache is None else cache / f"latency-{name}.json"
-    known = recall_model(own, name) or recall_model(path, name)
+    known = recall_model(path, name)
     if known is not None:
-        keep_model(known, name, own)
+        known = replace(known, groups=tuple(group.name for group in graph.groups))  # another network's may have other names
+        keep_model(known, digest(asked), own, where=where)
         return known
     started = time.perf_counter()
     tables = None if cache is None else cache / f"latency-tables-{digest([VERSION, where, torch.__version__, str(device)])}.json"
@@ -80,7 +87,8 @@ def latency_model(
     log.info(
         "latency model: %d calls in %d tables; dense %.3f ms; measured in %.1f s", len(calls), len(model.values), 1e3 * model.dense, seconds
     )
-    keep_model(model, name, own, path)
+    keep_model(model, name, path)
+    keep_model(model, digest(asked), own, where=where)
     return model
 
 
@@ -97,8 +105,18 @@ def with_latency(
         cache: folder that keeps what was measured, for the next time; None: nothing is kept.
 
     Raises:
-        UserError: the calls of the network change when units go.
+        UserError: the calls of the network change when units go, or an argument is none.
     """
+    if not isinstance(graph, ChannelGraph):
+        raise UserError(f"graph: is a {type(graph).__name__}; pass the network, its channel graph, and example inputs, in this order")
+    if not any(True for _ in tensors_in(example_inputs)):
+        raise UserError("example_inputs: holds no tensor; pass a batch, a tuple of arguments, or a dict of keyword arguments")
+    if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 1:
+        raise UserError(f"min_keep={min_keep!r}: must be a whole number ≥ 1")
+    if not graph.groups:
+        raise UserError("graph: has no channel group, so that no plan changes its latency; rlprune.bench times a network as it is")
+    if cache is not None and Path(cache).expanduser().is_file():
+        raise UserError(f"cache={cache}: is a file; name a folder")
     kept_counts = {group.name: np.arange(group.num_units, min(min_keep, group.num_units) - 1, -1) for group in graph.groups}
     where = machine(device_of(example_inputs))
     clock = latency_model(model, graph, kept_counts, example_inputs, where=where, cache=None if cache is None else Path(cache).expanduser())
@@ -154,7 +172,7 @@ def _tables(grids: Sequence[Grid], seconds: Mapping[str, np.ndarray]) -> tuple[n
 def _measured(grids: Mapping[str, Grid], device: torch.device, cache: Path | None) -> dict[str, np.ndarray]:
     """Seconds at the nodes of every grid, by its key: kept ones, or measured now."""
     kept = {} if cache is None else recall(cache)
-    found = {key: np.array(kept[digest([key])]) for key in grids if digest([key]) in kept}
+    found = {key: np.array(kept[digest([key])], dtype=float) for key, grid in grids.items() if _fits(kept.get(digest([key])), grid)}
     missing = [grid for key, grid in grids.items() if key not in found]
     if not missing:
         return found
@@ -165,6 +183,15 @@ def _measured(grids: Mapping[str, Grid], device: torch.device, cache: Path | Non
     if cache is not None:  # another run may have added some in the meantime
         write_json(cache, {**recall(cache), **{digest([grid.key]): found[grid.key].tolist() for grid in missing}})
     return found
+
+
+def _fits(kept: Any, grid: Grid) -> bool:
+    """Whether what a file holds is a table of this grid; it may be damaged."""
+    try:
+        table = np.array(kept, dtype=float)
+    except (TypeError, ValueError):
+        return False
+    return table.shape == tuple(map(len, grid.steps)) and bool(np.isfinite(table).all())
 
 
 def _fitted(model: LatencyModel, network: nn.Module, graph: ChannelGraph, most: np.ndarray, example: Any) -> LatencyModel:
@@ -244,11 +271,10 @@ def _batch_size(example: Any) -> int:
     return first.shape[0] if first.ndim else 1
 
 
-def keep_model(model: LatencyModel, name: str, *paths: Path | None) -> None:
-    """Write a model to files, under a name that changes with all that it depends on."""
-    for path in paths:
-        if path is not None:
-            write_json(path, {"name": name, "model": model.as_dict()})
+def keep_model(model: LatencyModel, name: str, path: Path | None, *, where: str = "") -> None:
+    """Write a model to a file, if one is given, under a name that changes with all that it depends on."""
+    if path is not None:
+        write_json(path, {"name": name, "where": where, "model": model.as_dict()})
 
 
 def recall_model(path: Path | None, name: str | None = None) -> LatencyModel | None:

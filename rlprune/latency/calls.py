@@ -174,12 +174,17 @@ def _shapes_lost(
     lost = [[np.zeros((len(hole.shape), len(graph.groups)), dtype=int) for hole in call.holes] for call in calls]
     for group, index in tqdm([(graph.groups[index], index) for index in changing], desc="calls", unit="group", leave=False, delay=1):
         found = _watched(slicer({group.name: np.arange(group.num_units - 1)}), example)
-        if [call.name for call in found] != [call.name for call in calls]:
+        if [_form(call) for call in found] != [_form(call) for call in calls]:
             raise UserError(f"latency: without a unit of {group.name} the network makes other calls, so no table can predict it")
         for call, other, table in zip(calls, found, lost, strict=True):
             for hole, now, entries in zip(call.holes, other.holes, table, strict=True):
                 entries[:, index] = np.subtract(hole.shape, now.shape)
     return lost
+
+
+def _form(call: Call) -> tuple[str, tuple[int, ...]]:
+    """What a call is, whatever the sizes: its name, and how many dimensions its tensors have."""
+    return call.name, tuple(len(hole.shape) for hole in call.holes)
 
 
 def _axes(lost: Sequence[np.ndarray]) -> tuple[Axis, ...]:

@@ -226,7 +226,7 @@ def reach_rows(targets: Targets, dense: Size, smallest: Size) -> list[dict[str, 
         if least is None or whole is None:
             continue
         show = count if name != "latency ms, predicted" else lambda seconds: f"{1000 * seconds:.3f}"
-        floor, asked = f"{show(least)} ({least / whole:.3f})", "" if share is None else f"≤ {show(share * whole)} ({share:g})"
+        floor, asked = f"{show(least)} ({_up(least / whole)})", "" if share is None else f"≤ {show(share * whole)} ({share:g})"
         rows.append({"": name, "floor": floor, "target": asked, "dense": show(whole)})
     return rows
 
