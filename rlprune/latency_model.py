@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 AXES = 2  # of a table: widths that a call's time depends on; a call with more has one table over all of them together
+LUMP = 16  # kernels work in multiples of so many channels, if of any
+ALIGNED = -1.0  # in place of the second width: the second axis says whether LUMP divides the first, 0 or 1
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class LatencyModel:
     """Seconds of one forward pass after any plan.
 
     Terms are the calls of the network whose tensors shrink with it; equal ones are counted, not repeated. The time of term t is looked up
-    in table `table[t]` at two widths, of which unit losses take `taken[t]`, and interpolated. What no plan changes takes `fixed` seconds.
+    in table `table[t]` at two widths, of which unit losses take `taken[t]`, and interpolated. Calls of one width have two columns, for
+    widths that 16 divides and for others, as some kernels take twice as long there. What no plan changes takes `fixed` seconds.
     The prediction is `overhead + Σ over kinds of factor · (fixed + Σ times · looked up)`, where kind 0 are calls without weights and kind 1
     those with; overhead and factors come from whole networks.
     """
@@ -73,7 +76,9 @@ class LatencyModel:
     def lookups(self, left: np.ndarray) -> np.ndarray:
         """Seconds of every term by its table, (plan, group) → (plan, term)."""
         gone = self.units - left
-        low, weight = zip(*(self._place(axis, self.widths[axis] - gone @ self.taken[axis].T) for axis in range(AXES)), strict=True)
+        widths = [self.widths[axis] - gone @ self.taken[axis].T for axis in range(AXES)]
+        widths[1] = np.where(self.widths[1] == ALIGNED, widths[0] % LUMP == 0, widths[1])
+        low, weight = zip(*(self._place(axis, widths[axis]) for axis in range(AXES)), strict=True)
         found = np.zeros(low[0].shape)
         for first in (0, 1):
             for second in (0, 1):

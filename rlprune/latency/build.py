@@ -20,12 +20,12 @@ from rlprune.files import digest, recall, write_json
 from rlprune.graph import ChannelGraph, prune
 from rlprune.graph.labels import tensors_in
 from rlprune.graph.run import call
-from rlprune.latency.calls import Hole, shrinking_calls
-from rlprune.latency.timing import Grid, dense_width, device_of, make_grid, synchronise, time_grids
-from rlprune.latency_model import AXES, Check, LatencyModel, padded
+from rlprune.latency.calls import is_layer, shrinking_calls
+from rlprune.latency.timing import Grid, aligned, dense_width, device_of, make_grid, synchronise, time_grids
+from rlprune.latency_model import ALIGNED, AXES, Check, LatencyModel, padded
 
 log = logging.getLogger(__name__)
-VERSION = 1  # of what is kept; it rises when measuring changes
+VERSION = 2  # of what is kept; it rises when measuring changes
 KINDS = 2  # of calls, each with a factor: without weights, and with
 FITTED = 8  # networks that overhead and factors are fitted to: dense, half, the smallest, and others drawn at random
 CHECKED = 4  # more that are drawn at random and tell the error
@@ -137,7 +137,8 @@ def _assembled(graph: ChannelGraph, grids: Sequence[Grid], batch_size: int, devi
         axes = [(dense_width(grid.call, axis), axis.taken) for axis in grid.call.axes]
         if len(axes) > AXES:
             axes = [(sum(width for width, _ in axes), tuple(np.sum([taken for _, taken in axes], axis=0).tolist()))]
-        axes += [(0.0, (0,) * len(graph.groups))] * (AXES - len(axes))
+        second = 0.0 if aligned(grid) is None else ALIGNED
+        axes += [(second, (0,) * len(graph.groups))] * (AXES - len(axes))
         terms[_kind(grid), numbers[grid.key], tuple(width for width, _ in axes), tuple(taken for _, taken in axes)] += 1
     nodes, values = _tables(shrinking, seconds)
     return LatencyModel(
@@ -157,16 +158,24 @@ def _assembled(graph: ChannelGraph, grids: Sequence[Grid], batch_size: int, devi
 
 
 def _tables(grids: Sequence[Grid], seconds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes, (axis, table, node), and seconds, (table, node, node), as `LatencyModel` has them; with a single axis, columns are equal."""
+    """Nodes, (axis, table, node), and seconds, (table, node, node), as `LatencyModel` has them; with a single axis, two columns."""
     longest = max([2, *(len(row) for grid in grids for row in grid.widths)])
     values, nodes = np.zeros((len(grids), longest, longest)), [[[0.0, 1.0]] * len(grids) for _ in range(AXES)]
     for number, grid in enumerate(grids):
         table = seconds[grid.key]
-        table = np.repeat(table[:, None], 2, axis=1) if table.ndim == 1 else table
+        table = _columns(grid, table) if table.ndim == 1 else table
         values[number, : table.shape[0], : table.shape[1]] = table
         for axis, row in enumerate(grid.widths):
             nodes[axis][number] = list(row)
     return padded(nodes, values.tolist()), values
+
+
+def _columns(grid: Grid, table: np.ndarray) -> np.ndarray:
+    """Seconds of a single width at all nodes, (node, 2): as if LUMP divided none, and all; equal where that does not matter."""
+    widths, divided = np.array(grid.widths[0]), aligned(grid)
+    if divided is None or divided.all() or not divided.any():
+        return np.repeat(table[:, None], 2, axis=1)
+    return np.stack([np.interp(widths, widths[mine], table[mine]) for mine in (~divided, divided)], axis=1)
 
 
 def _measured(grids: Mapping[str, Grid], device: torch.device, cache: Path | None) -> dict[str, np.ndarray]:
@@ -228,8 +237,8 @@ def _scaled(model: LatencyModel, left: np.ndarray, measured: np.ndarray) -> Late
 
 
 def _kind(grid: Grid) -> int:
-    """Of a call, as its factor is: 1 for convolutions, linear layers and what else has a weight of several dimensions."""
-    return int(any(isinstance(hole, Hole) and hole.is_weight and len(hole.shape) > 1 for hole in grid.call.call.holes))
+    """Of a call, as its factor is: 1 for layers, 0 for what has no weight of several dimensions."""
+    return int(is_layer(grid.call))
 
 
 @torch.inference_mode()

@@ -110,6 +110,11 @@ class Shrinking:
         return shapes
 
 
+def is_layer(call: Shrinking) -> bool:
+    """A convolution, a linear layer, or what else has a weight of several dimensions."""
+    return any(isinstance(hole, Hole) and hole.is_weight and len(hole.shape) > 1 for hole in call.call.holes)
+
+
 class _Watch(TorchFunctionMode):
     """Writes down every call that returns a tensor; without arithmetic where tensors have shapes alone (device meta)."""
 

@@ -1,5 +1,6 @@
 """Which multiple of channels a device likes: time over widths, by what divides them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,12 @@ from tqdm import tqdm
 
 from rlprune.files import digest, recall, write_json
 from rlprune.graph import ChannelGraph, prune
-from rlprune.latency.calls import Shrinking, shrinking_calls
+from rlprune.latency.calls import Shrinking, is_layer, shrinking_calls
 from rlprune.latency.timing import ROUNDS, Grid, dense_width, device_of, time_grids
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of the dense width, around which widths are tried
-HEAVIEST = 8  # layers that are looked at: those with the most arithmetic
+HEAVIEST = 8  # layers that are looked at: those that take the most time
 WORTH = 0.05  # of the time, that a multiple must save
 NEAR = 0.02  # multiples whose savings differ by less are alike: the smallest leaves most freedom
 
@@ -46,13 +47,13 @@ def preferred_multiple(network: nn.Module, graph: ChannelGraph, example: Any, *,
     """
     subject = prune(network, graph, {}).eval().to(memory_format=torch.contiguous_format)
     calls = shrinking_calls(subject, graph, example, np.flatnonzero(graph.num_units > 1).tolist())
-    layers = {call.call.key: call for call in calls if len(call.axes) == 2 and call.call.weight_bytes}
-    heaviest = sorted(layers.values(), key=lambda call: -_arithmetic(call))[:HEAVIEST]
-    grids = [grid for grid in map(_sweep, heaviest) if len(grid.widths[0]) > len(MULTIPLES)]
+    layers = {call.call.key: call for call in calls if call.axes and is_layer(call)}
+    grids = [grid for grid in map(_sweep, layers.values()) if len(grid.widths[0]) > len(MULTIPLES)]
     path = None if cache is None else cache / f"rounding-{digest([where, torch.__version__, [grid.key for grid in grids]])}.json"
     kept = recall(path).get("savings")
     if isinstance(kept, dict):
         return chosen({int(multiple): float(share) for multiple, share in kept.items()})
+    grids = _heaviest(grids, Counter(call.call.key for call in calls), device_of(example))
     nodes = ROUNDS * sum(len(grid.widths[0]) for grid in grids)
     with tqdm(total=nodes, desc="widths that the device likes", unit="width", leave=False, delay=1) as bar:
         seconds = time_grids(grids, device_of(example), bar.update, monotone=False)
@@ -104,7 +105,9 @@ def _sweep(call: Shrinking) -> Grid:
     return Grid(call, (tuple(nodes[width] for width in ordered),), (tuple(map(float, ordered)),), copies=1)
 
 
-def _arithmetic(call: Shrinking) -> float:
-    """Multiplications of a convolution or linear layer, about: weights times the places of its input."""
-    first, weight = call.call.holes[0], call.call.holes[1]
-    return float(np.prod(weight.shape) * np.prod(first.shape[2:]))
+def _heaviest(grids: Sequence[Grid], times: Mapping[str, int], device: torch.device) -> list[Grid]:
+    """Those whose calls, as often as they are made, take the most time at their dense widths."""
+    dense = [Grid(grid.call, ((grid.steps[0][-1],),), ((grid.widths[0][-1],),), copies=1) for grid in grids]
+    seconds = time_grids(dense, device, lambda: None, monotone=False)
+    total = [float(table[0]) * times[grid.call.call.key] for grid, table in zip(grids, seconds, strict=True)]
+    return [grids[place] for place in np.argsort(total)[::-1][:HEAVIEST]]

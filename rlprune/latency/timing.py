@@ -13,12 +13,11 @@ from sklearn.isotonic import IsotonicRegression
 
 from rlprune.graph.labels import tensors_in
 from rlprune.latency.calls import Axis, Shrinking
-from rlprune.latency_model import AXES
+from rlprune.latency_model import AXES, LUMP
 
 log = logging.getLogger(__name__)
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)  # of the dense width, where nodes of two axes stand
 FINE = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)  # and those of one
-LUMP = 16  # kernels work in multiples of so many channels, if of any: nodes stand on multiples, and one above, as time may jump there
 ROUNDS = 2  # over all nodes, each in an order of its own, so that a busy moment does not hit neighbours
 CHUNK, CHUNKS = 2e-4, 4  # seconds between two looks at the clock, at least, and how many looks
 PATIENCE = 0.02  # seconds at one node and round, about, where a call is slow
@@ -63,8 +62,8 @@ def make_grid(call: Shrinking, most: np.ndarray, network_bytes: int) -> Grid:
     limits = [int(np.dot(axis.taken, most)) for axis in call.axes]
     full = [dense_width(call, axis) for axis in call.axes]
     if len(call.axes) <= AXES:
-        shares = FINE if len(call.axes) == 1 else SHARES
-        rows = [_steps(width, limit, shares) for width, limit in zip(full, limits, strict=True)]
+        nodes = _nodes_of_one if len(call.axes) == 1 else _nodes_of_two
+        rows = [_steps(width, limit, nodes(width)) for width, limit in zip(full, limits, strict=True)]
         steps = tuple(tuple((gone,) for gone in row) for row in rows)
         widths = tuple(tuple(width - gone for gone in row) for row, width in zip(rows, full, strict=True))
         return Grid(call, steps, widths, copies)
@@ -79,16 +78,30 @@ def dense_width(call: Shrinking, axis: Axis) -> float:
     return call.call.holes[hole].shape[dim] / entries
 
 
-def _steps(width: float, limit: int, shares: Sequence[float]) -> list[int]:
-    """Steps gone at the nodes of an axis, descending."""
-    nodes = {width, width - limit}
-    for share in shares:
+def _steps(width: float, limit: int, nodes: set[float]) -> list[int]:
+    """Steps gone at the nodes of an axis, descending, with those of the two smallest widths: kernels for a single channel are others."""
+    found = {round(width - node) for node in nodes if width - limit <= node <= width}
+    return sorted(found | {0, limit, max(0, limit - 1)}, reverse=True)
+
+
+def _nodes_of_two(width: float) -> set[float]:
+    """Widths where one of two axes has nodes: multiples, and in narrow layers one above, as time may jump there."""
+    nodes = set()
+    for share in SHARES:
         lumps = round(share * width / LUMP) * LUMP
         nodes.add(float(lumps or round(share * width)))
         if lumps and width <= NARROW:
             nodes.add(lumps + 1.0)
-    found = {round(width - node) for node in nodes if width - limit <= node <= width}
-    return sorted(found | {0, limit}, reverse=True)
+    return nodes
+
+
+def _nodes_of_one(width: float) -> set[float]:
+    """Widths where the only axis has nodes: multiples, from the smallest to the largest, and others beside them."""
+    nodes = {float(LUMP), width // LUMP * LUMP, width - 1}
+    for share in FINE:
+        lumps = round(share * width / LUMP) * LUMP
+        nodes |= {float(lumps), lumps + 1.0} if lumps else {float(round(share * width))}
+    return nodes
 
 
 def time_grids(grids: Sequence[Grid], device: torch.device, advance: Callable[[], object], *, monotone: bool = True) -> list[np.ndarray]:
@@ -111,7 +124,8 @@ def time_grids(grids: Sequence[Grid], device: torch.device, advance: Callable[[]
                 number, node = places[place]
                 seconds[number][node] = min(seconds[number][node], _time_call(grids[number], node, device))
                 advance()
-    return [_monotone(_mended(table)) if monotone else _mended(table) for table in seconds]
+    tables = [_mended(table) for table in seconds]
+    return [_monotone_grid(grid, table) for grid, table in zip(grids, tables, strict=True)] if monotone else tables
 
 
 def _time_call(grid: Grid, node: Sequence[int], device: torch.device) -> float:
@@ -157,8 +171,26 @@ def _mended(table: np.ndarray) -> np.ndarray:
     return np.full(table.shape, dense if np.isfinite(dense) else 0.0)
 
 
+def aligned(grid: Grid) -> np.ndarray | None:
+    """At which nodes of its only width LUMP divides it, (node,); None for a call of several."""
+    return np.array(grid.widths[0]) % LUMP == 0 if len(grid.call.axes) == 1 else None
+
+
+def _monotone_grid(grid: Grid, table: np.ndarray) -> np.ndarray:
+    """Seconds that rise with the widths; those of a single width among multiples, and among others."""
+    divided = aligned(grid)
+    if divided is None:
+        return _monotone(table)
+    table = table.copy()
+    for mine in (divided, ~divided):
+        table[mine] = _monotone(table[mine])
+    return table
+
+
 def _monotone(table: np.ndarray) -> np.ndarray:
     """The nearest table that rises along every axis, or almost: a narrower call is not slower, so that what lies between can be sought."""
+    if table.size < 2:
+        return table
     ranks = IsotonicRegression()
     for _ in range(3):
         for axis in range(table.ndim):

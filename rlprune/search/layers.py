@@ -132,19 +132,24 @@ class LayerEnv:
         """The number of chunks nearest to an action that the wall lets through."""
         units = self.task.graph.num_units[group] * min(max(rate, 0.0), self.pr_max)
         wished = int(np.argmin(np.abs(self.task.room.series(group) - units)))
-        return max(wished, self._wall(group))
+        chunks = max(wished, self._wall(group))
+        while chunks < self.task.room.num_chunks[group] and not self._within_reach(group, chunks):
+            chunks += 1  # a width that kernels do not like may be slower than a larger one
+        return chunks
 
     def _wall(self, group: int) -> int:
         """The fewest chunks of a group that leave the goal within reach of those behind it."""
-        taken = self._taken.copy()
-        taken[group + 1 :] = self.task.room.num_chunks[group + 1 :]
         low, high = 0, int(self.task.room.num_chunks[group])
         while low < high:
             middle = (low + high) // 2
-            taken[group] = middle
-            met = self.task.goal.excess(self.task.graph, self.task.room.units(taken)) <= 0
-            low, high = (low, middle) if met else (middle + 1, high)
+            low, high = (low, middle) if self._within_reach(group, middle) else (middle + 1, high)
         return low
+
+    def _within_reach(self, group: int, chunks: int) -> bool:
+        """Whether the goal is met where a group loses so many chunks and those behind it all that they may."""
+        taken = self._taken.copy()
+        taken[group], taken[group + 1 :] = chunks, self.task.room.num_chunks[group + 1 :]
+        return bool(self.task.goal.excess(self.task.graph, self.task.room.units(taken)) <= 0)
 
     def _measure(self) -> float:
         """Accuracy of the network as it is now."""
