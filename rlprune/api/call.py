@@ -49,6 +49,7 @@ class Call:
     example_inputs: Any
     device: torch.device
     progress: bool
+    begun: Path | None = None  # folder of the states of a call that this one may go on with
     multiple: int = 1  # that the device likes, with round_to=auto
 
     def check(self) -> None:
@@ -155,6 +156,11 @@ class Call:
 
     def _clocked(self, graph: ChannelGraph) -> ChannelGraph:
         """With a latency model, where one is wanted, and the multiple that the device likes, likewise."""
+        if self.begun is not None:
+            known, multiple = self.question.begun(self.begun, graph)
+            if multiple is not None:
+                self.multiple = multiple
+                return known
         self.multiple = self.question.multiple(self.dense, graph) or 1
         return self.question.clocked(self.dense, graph, self._kept_counts(graph))
 

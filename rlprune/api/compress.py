@@ -15,7 +15,7 @@ from rlprune.api.call import Call
 from rlprune.api.data import Examples, examples_of
 from rlprune.api.learning import BatchLoss, Loss, Metric, TrainingStep, top1
 from rlprune.api.result import Result
-from rlprune.api.search import held
+from rlprune.api.search import CALL, held
 from rlprune.api.settings import as_arguments, configured
 from rlprune.training.execution import choose_device
 
@@ -112,6 +112,8 @@ def compress(
         if val_data is None:
             data["train_data"], data["val_data"] = data["train_data"].held_out(seed)
         call = Call(model, config, data, own, top1 if metric is None else metric, example_inputs, where, progress)
+        if run_dir is not None and (Path(run_dir) / CALL).exists():  # another call's is refused once this folder is held
+            call.begun = Path(run_dir) / "checkpoint"
         call.check()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if run_dir is None else run_dir)
         stack.enter_context(nullcontext() if run_dir is None else held(folder, call.facts(functions)))

@@ -46,6 +46,11 @@ class LatencyQuestion:
         """Whether the multiple that the device likes is wanted."""
         return self.round_to == "auto"
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a latency model is."""
+        return self.budget is not None or bool(getattr(self.reward, "reads_latency", False))
+
     @cached_property
     def _machine(self) -> str:
         return machine(device_of(self.example))
@@ -66,10 +71,20 @@ class LatencyQuestion:
         Raises:
             UserError: the calls of the network change when units go.
         """
-        if self.budget is None and not getattr(self.reward, "reads_latency", False):
+        if not self.wanted:
             return graph
         model = latency_model(network, graph, kept_counts, self.example, where=self._machine, cache=self.cache, own=self._path("latency"))
         return replace(graph, clock=model)
+
+    def begun(self, folder: Path, graph: ChannelGraph) -> tuple[ChannelGraph, int | None]:
+        """What a run in a folder began with, where all that is wanted is kept there; else the graph as it is, and None."""
+        multiple = recall(folder / "rounding.json").get("multiple") if self.rounds else 1
+        model = recall_model(folder / "latency.json") if self.wanted else None
+        names = tuple(group.name for group in graph.groups)
+        fits = model is not None and model.groups == names and np.array_equal(model.units, graph.num_units)
+        if not isinstance(multiple, int) or (self.wanted and not fits):
+            return graph, None
+        return replace(graph, clock=model), multiple
 
     def settle(self, folder: Path, graph: ChannelGraph, multiple: int) -> tuple[ChannelGraph, int]:
         """From now on keep what was found in a folder; where it was kept there before, that is taken instead."""
