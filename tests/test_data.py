@@ -359,6 +359,11 @@ def test_cifar_files_are_read(tmp_path, monkeypatch):
     assert images.pixels[0, :, 0, 0].tolist() == [0, 1, 2]
 
 
+def test_a_limit_that_leaves_the_search_split_empty_is_refused():
+    with pytest.raises(UserError, match=r"its search split would be empty, .* raise dataset\.limit or add images"):
+        split(dataset("digits", limit=10), 0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -249,6 +249,16 @@ def test_a_network_that_asks_its_norms_for_more_than_calls_keeps_them():
 # -- what cannot be exported -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_target_that_cannot_be_is_told_before_the_network_is_looked_at(tmp_path):
+    (tmp_path / "net.onnx").mkdir()
+    with pytest.raises(UserError, match=r"out=.*net\.onnx: is a folder; name a file, out=.*net\.onnx/pruned\.onnx"):
+        package.export_network(None, None, tmp_path / "net.onnx")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"out=.*file/deep/net\.onnx: cannot be written, .*file: Not a directory; name another file"):
+        package.export_network(None, None, tmp_path / "file/deep/net.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "net.onnx"]
+
+
 @pytest.mark.parametrize(
     ("last", "settings", "message"),
     [
@@ -395,7 +405,12 @@ def test_networks_of_ones_own_are_named_again(rlprune, monkeypatch, tmp_path):
         (("run=RUN", "tolerance=1e-30", "dense=false"), "by up to"),
         (("run=RUN", "dataset=cifar100", "dataset.root=nowhere"), "nowhere"),
         (("run=RUN", "model=vgg11"), "pruned/plan.json: "),
-        (("run=RUN", "out=/proc/nowhere/net.onnx", "dense=false"), "free space or choose another folder"),
+        (("run=RUN", "out=/proc/nowhere/net.onnx"), "out=/proc/nowhere/net.onnx: cannot be written, /proc: "),
+        (("run=RUN", "out=/etc/hostname/net.onnx"), "out=/etc/hostname/net.onnx: cannot be written, /etc/hostname: Not a directory"),
+        (
+            ("run=RUN", "dataset.limit=10"),
+            "dataset: its search split would be empty, as every class keeps an image to train on; raise dataset.limit",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(rlprune, finished, line, message):

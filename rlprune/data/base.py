@@ -246,6 +246,10 @@ def _sparing(labels: np.ndarray, order: np.ndarray, size: int, class_names: tupl
     """The first `size` positions of an order, without those of classes that would be left without a training image."""
     left = np.bincount(labels[order[size:]], minlength=len(class_names))
     searched = order[:size][left[labels[order[:size]]] > 0]
+    if len(searched) == 0:
+        raise UserError(
+            "dataset: its search split would be empty, as every class keeps an image to train on; raise dataset.limit or add images"
+        )
     absent = np.flatnonzero(np.bincount(labels[searched], minlength=len(class_names)) == 0)
     if len(absent):
         names = ", ".join(class_names[index] for index in absent[:5])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,8 @@ def require_target(path: str | Path, format: str, opset: int | None) -> Path:  #
     """The file that is to be written, where it can be.
 
     Raises:
-        UserError: the format is unknown or lacks a package, the operator set is out of range, or the path does not end as the format's do.
+        UserError: the format is unknown or lacks a package, the operator set is out of range, the path does not end as the format's do,
+            or no file can be written there.
     """
     if format not in SUFFIXES:
         raise UserError(f"format={format}: unknown; choose one of {', '.join(SUFFIXES)}")
@@ -132,6 +133,13 @@ def require_target(path: str | Path, format: str, opset: int | None) -> Path:  #
     path = Path(path).expanduser()
     if path.suffix != SUFFIXES[format]:
         raise UserError(f"out={path}: must end in {SUFFIXES[format]}, as format={format} is written")
+    if path.is_dir():
+        raise UserError(f"out={path}: is a folder; name a file, out={path / f'pruned{path.suffix}'}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())  # the others are made when the file is written
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"out={path}: cannot be written, {folder}: {error.strerror}; name another file") from error
     return path
 
 
