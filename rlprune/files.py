@@ -6,10 +6,13 @@ import json
 import logging
 import os
 import re
+import signal
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +33,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def tidy_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the main process as Ctrl-C does, so that no temporary file stays; for work that cannot be resumed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() == process:
+            sys.exit(128 + number)
+        os._exit(128 + number)  # a worker that was forked: what lies about is not its own
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from rlprune.export.check import compare
 from rlprune.export.export import file_bytes
 from rlprune.export.fold import fold_norms
 from rlprune.export.onnx import export_onnx
+from rlprune.files import tidy_on_sigterm, write_atomically
 from rlprune.training.merged import FOLDABLE, mergeable
 
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -247,6 +250,17 @@ def test_a_network_that_asks_its_norms_for_more_than_calls_keeps_them():
 
 
 # -- what cannot be exported -----------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_leaves_no_temporary_file(tmp_path):
+    def end(temporary):
+        temporary.write_text("half a network")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"), tidy_on_sigterm():
+        write_atomically(tmp_path / "net.onnx", end)
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_target_that_cannot_be_is_told_before_the_network_is_looked_at(tmp_path):
