@@ -207,7 +207,7 @@ class ExportConfig(RunConfig):
     opset: int | None = MISSING  # ONNX operator set; null: torch's default
     dynamic_batch: bool = MISSING  # takes any number of images; false: one
     fold_bn: bool = MISSING  # batch norms are folded into the layers before them
-    images: int = MISSING  # of the search split, on which the file is compared with torch
+    images: int = MISSING  # of the search split, on which the file is compared with torch; 0: noise, and no data set is needed
     tolerance: float = MISSING  # largest difference between two scores, as a share of the largest score where that is above 1
     dense: bool = MISSING  # measure the file of the dense network, too
     out: str | None = MISSING  # the file; null: RUN/export/ARTEFACT.onnx
@@ -343,7 +343,7 @@ def _check_bench(config: BenchConfig) -> None:
 def _check_export(config: ExportConfig) -> None:
     _require(config.run is not None, "run", "name a run folder, run=outputs/prune/RUN, or an artefact folder in it")
     _require(config.format in EXPORT_FORMATS, f"format={config.format}", f"unknown; choose one of {', '.join(EXPORT_FORMATS)}")
-    _require(config.images >= 1, f"images={config.images}", "must be ≥ 1")
+    _require(config.images >= 0, f"images={config.images}", "must be ≥ 1, or 0 where the data set is not there: noise is taken then")
     _require(config.tolerance > 0, f"tolerance={config.tolerance}", "must be > 0")
     fixed = {"device": "cpu", "precision": "fp32", "channels_last": "false", "compile": "false", "checkpoint": "none"}
     for key, only in fixed.items():

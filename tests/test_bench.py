@@ -434,3 +434,14 @@ def test_bad_input_is_one_line_and_exit_code_2(rlprune, override, message):
     code, _, err = rlprune("bench", *override.split())
     assert (code, len(last_line(err)), "Traceback" in err) == (2, 1, False)
     assert message in last_line(err)[0]
+
+
+def test_rows_are_handed_over_as_they_come():
+    seen = []
+    bench = Bench(
+        {"a": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(3, 2, 3)}, torch.randn(2, 3, 8, 8), batch_sizes=[1, 2], runtimes=["eager"],
+        precisions=["fp32"], channels_last="false", threads=1, seconds=0.0, rounds=1,
+    )  # fmt: skip
+    frame = bench.run(lambda rows: seen.append(len(rows)))
+    assert seen == [2, 4]
+    assert len(frame) == 4

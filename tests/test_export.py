@@ -386,6 +386,14 @@ def test_a_level_alone_goes_where_it_is_told(rlprune, finished, tmp_path):
     assert (code, Path("deep/er/net.onnx").is_file(), "dense" in out) == (0, True, False)
 
 
+def test_without_its_data_set_a_network_is_compared_on_noise(rlprune, finished, monkeypatch):
+    monkeypatch.setattr(Digits, "read_train", lambda self: pytest.fail("the data set was read"))
+    code, out, err = rlprune("export", f"run={finished}", "images=0", "dense=false", "dynamic_batch=false", "out=net.onnx")
+    assert code == 0, err
+    assert Path("net.onnx").is_file()
+    assert "scores differ from torch's by at most" in out
+
+
 def test_networks_of_ones_own_are_named_again(rlprune, monkeypatch, tmp_path):
     Path("export_nets.py").write_text(
         "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), "
@@ -410,7 +418,7 @@ def test_networks_of_ones_own_are_named_again(rlprune, monkeypatch, tmp_path):
         (("run=RUN", "format=tflite"), "format=tflite: unknown; choose one of onnx, torch_export"),
         (("run=RUN", "opset=9"), "opset=9: must be in 18.."),
         (("run=RUN", "opset=new"), "opset=new: must be of type integer"),
-        (("run=RUN", "images=0"), "images=0: must be ≥ 1"),
+        (("run=RUN", "images=-1"), "images=-1: must be ≥ 1, or 0 where the data set is not there"),
         (("run=RUN", "tolerance=0"), "tolerance=0.0: must be > 0"),
         (("run=RUN", "out=net.pb"), "out=net.pb: must end in .onnx, as format=onnx is written"),
         (("run=RUN", "device=cuda"), "device=cuda: networks are exported as the run left them, in float32, on the CPU; leave it out"),

@@ -447,6 +447,7 @@ def test_latency_is_the_reward(rlprune, by_entries):
     last = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
     row = dict(zip(last[0], last[-1], strict=True))
     predicted = done["latency"]["predicted"]
+    assert float(row["latency_predicted"]) == pytest.approx(predicted["pruned"])
     wanted = float(row["accuracy_pruned"]) + 2 * (1 - predicted["pruned"] / predicted["dense"])
     assert float(row["reward"]) == pytest.approx(wanted)
 

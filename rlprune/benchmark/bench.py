@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -73,8 +73,11 @@ class Bench:
         self._references: dict[tuple[str, int], Tensor] = {}
         self._formats: dict[tuple[str, int, str], torch.memory_format] = {}
 
-    def run(self) -> pd.DataFrame:
+    def run(self, on_rows: Callable[[pd.DataFrame], object] = lambda frame: None) -> pd.DataFrame:
         """A row a case and network, as in bench.csv; what cannot run has a note that says why, and no numbers.
+
+        Args:
+            on_rows: is given the rows so far whenever there are more.
 
         Raises:
             UserError: nothing can run.
@@ -87,7 +90,8 @@ class Bench:
         with cpu_threads(self.threads), tqdm(total=len(cases) * len(self.networks), unit="row", leave=False) as bar:
             for case in cases:
                 rows += self._rows(case, bar)
-        frame = pd.DataFrame(rows).astype({"memory_bytes": "Int64"})
+                frame = pd.DataFrame(rows).astype({"memory_bytes": "Int64"})
+                on_rows(frame)
         if frame["passes"].eq(0).all():
             raise UserError("; ".join(dict.fromkeys(f"{row['runtime']}: {row['note']}" for row in rows)))
         return frame

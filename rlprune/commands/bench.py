@@ -19,7 +19,7 @@ def main(config: BenchConfig, run_dir: Path, choices: dict[str, str]) -> None:
     import torch
 
     from rlprune.benchmark.bench import Bench, cpu_threads
-    from rlprune.results.bench import write_bench
+    from rlprune.results.bench import write_bench, write_rows
     from rlprune.results.record import Clock, Identity
     from rlprune.training.execution import choose_device
 
@@ -40,7 +40,7 @@ def main(config: BenchConfig, run_dir: Path, choices: dict[str, str]) -> None:
         rounds=config.rounds,
     )
     with clock.phase("bench"):
-        frame = bench.run()
+        frame = bench.run(lambda frame: write_rows(run_dir, frame))  # what is measured outlives a kill
     with cpu_threads(config.threads):
         text = write_bench(frame, bench, Identity("bench", run_dir, choices, config.seed), clock, {"run": config.run})
     print(f"\n{text}\n\nwrote {run_dir / 'bench.md'}, bench.csv, bench.png and result.json")

@@ -19,7 +19,7 @@ def main(config: ExportConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Rebuild the network, write it, compare its scores on real images, and set its size beside the dense network's."""
     import torch
 
-    from rlprune.commands.finished import open_run
+    from rlprune.commands.finished import open_artefact, open_run
     from rlprune.data.base import sample
     from rlprune.export.export import export_network, require_target
     from rlprune.export.from_artefact import default_target, metadata_of, result_of, size_table
@@ -31,13 +31,17 @@ def main(config: ExportConfig, run_dir: Path, choices: dict[str, str]) -> None:
 
     out = default_target(find_artefact(Path(str(config.run))), config.format) if config.out is None else Path(config.out)
     require_target(out, config.format, config.opset)  # before the data is read
-    folder, artefact, setup = open_run(config, choices)
-    example = torch.zeros(2 if config.dynamic_batch else 1, *setup.origin.shape)
-    images = sample(setup.splits.search, config.images, numpy_generator(config.seed, "export")).load()
+    if config.images:
+        folder, artefact, setup = open_run(config, choices)
+        shown = sample(setup.splits.search, config.images, numpy_generator(config.seed, "export")).load()
+        images = setup.splits.normalization(shown.pixels)
+    else:
+        (folder, artefact), images = open_artefact(config), None
+    example = torch.zeros(2 if config.dynamic_batch else 1, *artefact.origin.shape)
     exported = export_network(
         artefact.network, example, out, config.format,
         opset=config.opset, dynamic_batch=config.dynamic_batch, fold_bn=config.fold_bn,
-        images=setup.splits.normalization(images.pixels), tolerance=config.tolerance, metadata=metadata_of(artefact),
+        images=images, tolerance=config.tolerance, metadata=metadata_of(artefact),
     )  # fmt: skip
     dense = _dense_bytes(config, artefact, example, run_dir) if config.dense else None
     table = to_markdown(size_table(artefact, exported, dense))

@@ -40,7 +40,7 @@ def write_bench(frame: pd.DataFrame, bench: "Bench", identity: Identity, clock: 
     sizes = [f"{each['name']}: {count(each['params'])} parameters, {count(each['macs'])} MACs" for each in networks]
     text = f"{machine['device']}. Images of {'×'.join(map(str, shape))}. {'; '.join(sizes)}.\n\n{bench_text(frame)}"
     plot_bench(folder / "bench.png", frame)
-    write_text(folder / "bench.csv", frame.to_csv(index=False))
+    write_rows(folder, frame)
     write_text(folder / "bench.md", text + "\n")
     result = {
         "format": FORMAT,
@@ -57,6 +57,11 @@ def write_bench(frame: pd.DataFrame, bench: "Bench", identity: Identity, clock: 
     result["versions"] |= _versions("onnxruntime", "onnx")
     write_result(folder, result)
     return text
+
+
+def write_rows(folder: Path, frame: pd.DataFrame) -> None:
+    """bench.csv."""
+    write_text(folder / "bench.csv", frame.to_csv(index=False))
 
 
 def _size(name: str, network: nn.Module, example: Tensor) -> dict[str, Any]:

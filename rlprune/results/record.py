@@ -43,6 +43,7 @@ class StepRecord:
     accuracy_unpruned: float | None = None  # in joint training
     train_loss: float | None = None  # likewise, and the time that the epoch took without its search
     training_seconds: float | None = None
+    latency_predicted: float | None = None  # seconds a pass, where a latency model was asked for
 
 
 @dataclass(frozen=True)

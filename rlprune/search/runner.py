@@ -116,6 +116,7 @@ def run_search(
         state.step, state.aim = step, candidate.counts
         if ledger.expired and step < schedule.steps:
             state.history.stopped = "max_minutes"
+        latency = None if state.graph.clock is None else float(state.graph.seconds(candidate.counts))
         channels = state.graph.num_channels - int(candidate.counts @ state.graph.channels_per_unit)
         if train is None or step == schedule.steps or state.history.stopped:
             _carry_out(state, candidate, environment)
@@ -138,6 +139,7 @@ def run_search(
             repeated=ledger.repeated - repeated,
             search_seconds=search_seconds,
             recovery_seconds=recovery_seconds,
+            latency_predicted=latency,
             **vars(epoch),
         )
         _keep(state, record, ledger, schedule.steps)
