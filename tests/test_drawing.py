@@ -268,6 +268,7 @@ def inspected(text):
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:] if len(row) == len(rows[0])}
 
 
+@pytest.mark.drawn
 def test_inspect_shows_what_a_run_removed_without_its_images_and_weights(rlprune, monkeypatch):
     line = ("prune", *SMOKE, "model=resnet20", "model.width=0.5", "agent=uniform", "paths.run=outputs/run", "ignore=[layer2.1.conv1]")
     assert rlprune(*line)[0] == 0
