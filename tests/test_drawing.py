@@ -297,7 +297,7 @@ def test_inspect_shows_what_a_run_removed_without_its_images_and_weights(rlprune
     assert rlprune("inspect", "run=outputs/run/pruned", "draw=none", "paths.run=outputs/j")[0] == 0
     assert {path.name for path in Path("outputs/j").iterdir()} == {"config.yaml", "groups.md"}
     for words, message in (
-        (("verify=true",), "outputs/run/pruned/weights.safetensors: is not a whole safetensors file"),
+        (("verify=true",), "outputs/run/pruned/weights.safetensors: is truncated or was changed"),
         (("ignore=[conv1]",), "ignore: goes not with run"),
         (("checkpoint=w.pth",), "checkpoint: goes not with run"),
         (("image_size=64",), "image_size: goes not with run"),
