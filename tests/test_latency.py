@@ -515,3 +515,17 @@ def test_measuring_leaves_the_network_alone(by_entries):
     assert network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert isinstance(network, nn.Module)
+
+
+def test_damaged_savings_are_measured_again_and_what_cannot_be_timed_says_nothing(by_entries, tmp_path, monkeypatch):
+    network, example, graph = subject("resnet20")
+    first = rounding.preferred_multiple(network, graph, example, where="here", cache=tmp_path)
+    timed = len(by_entries)
+    assert rounding.preferred_multiple(network, graph, example, where="here", cache=tmp_path) == first
+    assert len(by_entries) == timed
+    (path,) = tmp_path.glob("rounding-*")
+    path.write_text('{"savings": {"x": "y"}}')
+    assert rounding.preferred_multiple(network, graph, example, where="here", cache=tmp_path) == first
+    assert len(by_entries) > timed
+    monkeypatch.setattr(rounding, "time_grids", lambda grids, *_, **__: [np.zeros([len(row) for row in grid.steps]) for grid in grids])
+    assert rounding.preferred_multiple(network, graph, example, where="here", cache=None).multiple == 1

@@ -51,13 +51,14 @@ def preferred_multiple(network: nn.Module, graph: ChannelGraph, example: Any, *,
     grids = [grid for grid in map(_sweep, layers.values()) if len(grid.widths[0]) > len(MULTIPLES)]
     path = None if cache is None else cache / f"rounding-{digest([where, torch.__version__, [grid.key for grid in grids]])}.json"
     kept = recall(path).get("savings")
-    if isinstance(kept, dict):
-        return chosen({int(multiple): float(share) for multiple, share in kept.items()})
+    if isinstance(kept, dict) and all(name in map(str, MULTIPLES) and isinstance(share, float) for name, share in kept.items()):
+        return chosen({int(multiple): share for multiple, share in kept.items()})
     grids = _heaviest(grids, Counter(call.call.key for call in calls), device_of(example))
     nodes = ROUNDS * sum(len(grid.widths[0]) for grid in grids)
     with tqdm(total=nodes, desc="widths that the device likes", unit="width", leave=False, delay=1) as bar:
         seconds = time_grids(grids, device_of(example), bar.update, monotone=False)
-    savings = multiple_savings([(np.array(grid.widths[0]), table) for grid, table in zip(grids, seconds, strict=True)])
+    sweeps = [(np.array(grid.widths[0]), table) for grid, table in zip(grids, seconds, strict=True) if (table > 0).all()]
+    savings = multiple_savings(sweeps)
     if path is not None:
         write_json(path, {"savings": savings})
     return chosen(savings)
