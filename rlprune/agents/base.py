@@ -132,9 +132,15 @@ class StepTask(Protocol):
 
     def evaluate(self, action: np.ndarray, scores: Sequence[np.ndarray] | None = None) -> Outcome: ...  # noqa: D102
 
+    def evaluate_many(self, actions: Sequence[np.ndarray]) -> Sequence[Outcome]: ...  # noqa: D102
+
     def evaluate_counts(self, counts: np.ndarray) -> Outcome: ...  # noqa: D102
 
     def evaluate_keep(self, keep: Mapping[str, np.ndarray], *, among: str | None = None) -> Outcome: ...  # noqa: D102
+
+    def evaluate_keeps(  # noqa: D102
+        self, keeps: Sequence[Mapping[str, np.ndarray]], *, among: str, share: float = 1.0
+    ) -> Sequence[Outcome]: ...
 
     def evaluate_ranking(self, scores: Sequence[np.ndarray], *, within: bool = False) -> Outcome: ...  # noqa: D102
 

@@ -93,13 +93,7 @@ class MCQ:
         buffer: list[Entry] = []  # emptied every step; PD persists
         best = -math.inf
         for stage in range(self.stages):
-            for draw in range(self.sample_num):
-                if task.exhausted and buffer:
-                    break
-                if self.ranking is not None and stage == draw == 0:
-                    candidate = task.evaluate_ranking(comparable(task.scores, self.ranking))
-                else:
-                    candidate = task.evaluate(self.sample(generator))
+            for candidate in self.drawn(task, generator, first=stage == 0):
                 entry = Entry(candidate.action, self.q_value(task, candidate, self.sample_steps, generator), candidate)
                 self.store(buffer, entry, generator)
             top = max(entry.q_value for entry in buffer)
@@ -113,6 +107,14 @@ class MCQ:
             self.distribution = self.initial.copy()
         return chosen
 
+    def drawn(self, task: StepTask, generator: np.random.Generator, *, first: bool) -> list[Any]:
+        """The candidates of a stage, drawn before any is measured, so that they can be measured side by side."""
+        if not first or self.ranking is None:
+            return list(task.evaluate_many([self.sample(generator) for _ in range(self.sample_num)]))
+        ranked = task.evaluate_ranking(comparable(task.scores, self.ranking))
+        others = [self.sample(generator) for _ in range(self.sample_num - 1)]
+        return [ranked, *(task.evaluate_many(others) if others and not task.exhausted else [])]
+
     def sample(self, generator: np.random.Generator) -> np.ndarray:
         """Equations 11 and 12: an action near PD."""
         assert self.distribution is not None
@@ -124,12 +126,8 @@ class MCQ:
         following = task.after(candidate) if depth > 1 and not task.exhausted else None
         if following is None:
             return reward
-        next_q_values: list[float] = []
-        for _ in range(self.sample_num):
-            if following.exhausted and next_q_values:
-                break
-            successor = following.evaluate(self.sample(generator))
-            next_q_values.append(self.q_value(following, successor, depth - 1, generator))
+        successors = following.evaluate_many([self.sample(generator) for _ in range(self.sample_num)])
+        next_q_values = [self.q_value(following, successor, depth - 1, generator) for successor in successors]
         return reward + self.discount * max(next_q_values)
 
     def store(self, buffer: list[Entry], entry: Entry, generator: np.random.Generator) -> None:

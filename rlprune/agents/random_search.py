@@ -28,16 +28,13 @@ class RandomSearch:
         """The draw with the highest reward; the first among equals."""
         if self.shares is None:
             self.shares = task.channel_shares.copy()
+        candidates: list[Any] = []
         if self.ranking is not None:
-            best = task.evaluate_ranking(comparable(task.scores, self.ranking))
-        else:
-            best = task.evaluate(noisy(self.shares, self.noise_std, generator))
-        for _ in range(self.candidates_per_step - 1):
-            if task.exhausted:
-                break
-            candidate = task.evaluate(noisy(self.shares, self.noise_std, generator))
-            best = candidate if candidate.reward > best.reward else best
-        return best
+            candidates.append(task.evaluate_ranking(comparable(task.scores, self.ranking)))
+        actions = [noisy(self.shares, self.noise_std, generator) for _ in range(self.candidates_per_step - len(candidates))]
+        if actions and not (candidates and task.exhausted):
+            candidates += task.evaluate_many(actions)
+        return max(candidates, key=lambda candidate: candidate.reward)  # the first among equals
 
     def state_dict(self) -> dict[str, Any]:
         """The dense network's shares."""

@@ -4,6 +4,7 @@ Layer after layer, a policy reads the filters of the layer and says which stay. 
 """
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -174,16 +175,25 @@ class _Layer:
 
     def _measure(self, draw: np.ndarray) -> tuple[float, float]:
         """Reward and accuracy of the decision that a draw leads to."""
-        units = kept_units(draw, self.allowed)
-        accuracy = self.task.evaluate_keep({**self.decided, self.name: units}, among=self.name).accuracy
-        reward = self.agent.reward(100 * (self.task.dense_accuracy - accuracy), self.num_units, len(units))
-        if reward > self.best:
-            self.best, self.stays = reward, units
-        return reward, accuracy
+        (result,) = self._measure_some([draw])
+        return result
+
+    def _measure_some(self, draws: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+        """Rewards and accuracies of the decisions that draws lead to, as many as may be measured, but the first."""
+        stay = [kept_units(draw, self.allowed) for draw in draws]
+        keeps = [{**self.decided, self.name: units} for units in stay]
+        results = []
+        for units, found in zip(stay, self.task.evaluate_keeps(keeps, among=self.name, share=self.share), strict=False):
+            accuracy = found.accuracy
+            reward = self.agent.reward(100 * (self.task.dense_accuracy - accuracy), self.num_units, len(units))
+            if reward > self.best:
+                self.best, self.stays = reward, units
+            results.append((reward, accuracy))
+        return results
 
     def _measure_all(self, draws: np.ndarray, update: int) -> list[float]:
         """Rewards of as many draws as may be measured."""
-        measured = [self._measure(draw) for draw in draws if not self.task.exhausted_at(self.share)]
+        measured = [] if self.task.exhausted_at(self.share) else self._measure_some(list(draws))
         if measured:
             reward, accuracy = np.mean(measured, axis=0).tolist()
             kept = float((draws > 0).sum(1).mean())

@@ -25,13 +25,14 @@ from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.graph.run import call_model, copy_module, map_tensors
 from rlprune.results.record import Clock
 from rlprune.results.tables import CONTROL
+from rlprune.search.candidates import as_it_is
 from rlprune.search.latency import LatencyQuestion
 from rlprune.search.outcome import targets_reached
 from rlprune.search.plan import kept_counts, make_plan, targets_of
 from rlprune.search.resume import forget_states
 from rlprune.search.runner import SearchState
 from rlprune.search.schedule import Schedule, Targets, size_of
-from rlprune.search.task import Environment, Ledger, as_it_is
+from rlprune.search.task import Environment, Ledger
 from rlprune.skeleton import PruneConfig
 from rlprune.training.execution import Execution, Way
 from rlprune.training.recipe import make_recovery

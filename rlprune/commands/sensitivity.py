@@ -21,9 +21,9 @@ def main(config: SensitivityConfig, run_dir: Path, choices: dict[str, str]) -> N
     from rlprune.config import build
     from rlprune.results.record import Clock, Identity
     from rlprune.results.sensitivity import sensitivity_text
+    from rlprune.search.candidates import as_it_is
     from rlprune.search.measure import make_score, search_evaluator
     from rlprune.search.sensitivity import SensitivityJob
-    from rlprune.search.task import as_it_is
     from rlprune.training.refresh import Recalibration
 
     criterion = build(config.criterion, "criterion")

@@ -22,6 +22,7 @@ from rlprune.results.finish import finish
 from rlprune.results.record import Clock, Identity, write_episodes, write_steps
 from rlprune.results.tables import to_markdown
 from rlprune.search.bisection import Pass, bisected_search, forget_passes, seconds_of_passes
+from rlprune.search.candidates import as_it_is
 from rlprune.search.execution import choose_execution
 from rlprune.search.forecast import Forecast
 from rlprune.search.latency import LatencyQuestion
@@ -32,7 +33,7 @@ from rlprune.search.plan import kept_counts, make_plan, num_steps, targets_of
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
 from rlprune.search.schedule import Schedule, Size, Targets, reach_rows, size_of
-from rlprune.search.task import Environment, Ledger, Reward, Task, as_it_is
+from rlprune.search.task import Environment, Ledger, Reward, Task
 from rlprune.search.tracked import TrackedSearch
 from rlprune.setup import Setup
 from rlprune.skeleton import BudgetConfig, LatencyConfig, ScheduleConfig, SearchConfig

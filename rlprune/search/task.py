@@ -1,12 +1,14 @@
 """The task an agent sees at one pruning step: what it may remove, and what a candidate is worth."""
 
-import hashlib
 import logging
+import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 
 from rlprune.agents.base import Finetuning
 from rlprune.errors import UserError
-from rlprune.graph import ChannelGraph, Slicer, prune
+from rlprune.graph import ChannelGraph, prune
 from rlprune.search.allocate import allocate, carried, turns_by_share
+from rlprune.search.candidates import Cutter, Request, Stage, Workers, as_it_is, digest_of
 from rlprune.search.execution import MULTIPLES
 from rlprune.search.layers import LayerEnv, LayerReward
 from rlprune.search.limits import Goal, Room
@@ -90,10 +93,13 @@ class Ledger:
         """No further candidate may be measured in this step before so large a share of it is over."""
         return self.expired or (self.max_candidates is not None and self.distinct - self.step_start >= share * self.max_candidates)
 
+    def left(self, share: float) -> int | None:
+        """Further candidates that may be measured before so large a share of the step is over; None: any number."""
+        return None if self.max_candidates is None else math.ceil(share * self.max_candidates) - (self.distinct - self.step_start)
+
     def accuracy(self, subject: Sequence[np.ndarray], measure: Callable[[], float]) -> float:
         """The accuracy of the step's next distinct candidate, which `subject` tells from others: known, or measured now."""
-        place = len(self.measured)
-        fingerprint = zlib.crc32(b"/".join(np.asarray(array, dtype=np.int64).tobytes() for array in subject))
+        place, fingerprint = len(self.measured), _fingerprint(subject)
         if place < len(self.known) and self.known[place].fingerprint != fingerprint:  # as where another machine rounds otherwise
             log.warning(
                 "the search goes another way than before the interruption; %d candidates are measured anew", len(self.known) - place
@@ -107,10 +113,28 @@ class Ledger:
         self.on_accuracy()
         return self.measured[place].accuracy
 
+    def accuracies(
+        self, subjects: Sequence[Sequence[np.ndarray]], measure: Callable[[Sequence[int]], Iterable[float]]
+    ) -> Generator[float, None, None]:
+        """The accuracies of the step's next distinct candidates, one after another: known, or measured now.
 
-def as_it_is(network: nn.Module) -> nn.Module:
-    """Nothing done to a network."""
-    return network
+        Args:
+            subjects: what tells each from others.
+            measure: places among them, ascending → their accuracies in this order; it may be closed before the last.
+        """
+        ahead = zip(self.known[len(self.measured) :], map(_fingerprint, subjects), strict=False)
+        known = sum(1 for _ in takewhile(lambda pair: pair[0].fingerprint == pair[1], ahead))
+        found = iter(measure(range(known, len(subjects))))
+        try:
+            for subject in subjects:
+                yield self.accuracy(subject, lambda: next(found))
+        finally:
+            if isinstance(found, Generator):  # what is being measured ahead is not wanted any more
+                found.close()
+
+
+def _fingerprint(subject: Sequence[np.ndarray]) -> int:
+    return zlib.crc32(b"/".join(np.asarray(array, dtype=np.int64).tobytes() for array in subject))
 
 
 def ranked(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -144,14 +168,20 @@ class Environment:
     example: Tensor | None = None  # images, as the network takes them
     execution: str = "sliced"  # how candidates are run: a key of MULTIPLES
     alike: Callable[[Iterable[str]], Measure] | None = None  # by names of tensors: measures networks that differ in these alone
+    workers: Workers | None = None  # that measure candidates; None: this process does
 
 
-def _digest(arrays: Iterable[np.ndarray]) -> bytes:
-    """A short key for units of all groups."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(array.astype(np.int64).tobytes() + b"/")
-    return digest.digest()
+@dataclass(frozen=True)
+class _Proposal:
+    """A candidate before it is measured; `key` tells it from others of its step, `subject` from all others."""
+
+    action: np.ndarray
+    counts: np.ndarray
+    keep: dict[str, np.ndarray]
+    carry: np.ndarray
+    key: tuple[int, ...] | bytes
+    subject: Sequence[np.ndarray]
+    among: str | None = None
 
 
 class Task:
@@ -165,14 +195,17 @@ class Task:
         step: int,
         carry: np.ndarray | None = None,
         dense_accuracy: float | None = None,
+        ahead_of: "Task | None" = None,
     ) -> None:
         self.environment, self.network, self.graph, self.step = environment, network, graph, step
         self._dense_accuracy = dense_accuracy
+        self._ahead_of = ahead_of  # the task whose network this one's is cut from
+        self._stage: Stage = Stage(network, graph) if ahead_of is None else ahead_of._stage
+        self._units: Mapping[str, np.ndarray] | None = None  # of the stage that this network has, where it is cut from that
         self.carry = np.zeros(len(graph.groups)) if carry is None else carry
         self.room = Room(graph, [environment.kept_counts[group.name] for group in graph.groups])
         self._cache: dict[tuple[int, ...] | bytes, float] = {}  # accuracy alone: VGG-16's kept units, ten thousand times, fill a gigabyte
-        self._slicer: Slicer | None = None
-        self._shared: tuple[bytes, Measure] | None = None  # what tells the candidates that share work, and how they are measured
+        self._cutter: Cutter[float] | None = None
 
     @property
     def goal(self) -> Goal:
@@ -256,14 +289,21 @@ class Task:
             action: the distribution over groups, shape (group,).
             scores: which units of a group go, lowest first; each of shape (unit,). None: the criterion's.
         """
-        counts = allocate(turns_by_share(action, self.carry, self.room), self.room, self.goal)
-        orders = None if scores is None else ranked(scores)
-        return self._evaluate(action, counts, carried(action, self.carry, counts, self.room), orders)
+        return self._measured([self._proposal(action, None if scores is None else ranked(scores))])[0]
+
+    def evaluate_many(self, actions: Sequence[np.ndarray]) -> list[Candidate]:
+        """Measure what several actions lead to, side by side where the run has workers.
+
+        They end early where no further candidate may be measured, but never before the first.
+
+        Args:
+            actions: distributions over groups, each of shape (group,); at least one.
+        """
+        return self._measured([self._proposal(action) for action in actions])
 
     def evaluate_counts(self, counts: np.ndarray) -> Candidate:
         """Measure the network without so many units of each group, shape (group,), whether or not it meets the step's goal."""
-        removed = counts * self.room.weights
-        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry)
+        return self._measured([self._fixed(counts)])[0]
 
     def evaluate_keep(self, keep: Mapping[str, np.ndarray], *, among: str | None = None) -> Candidate:
         """Measure the network with only these units of each group that is named, ascending; the others stay whole.
@@ -272,14 +312,19 @@ class Task:
             keep: units by group.
             among: a group in which alone many candidates differ that are measured one after another: what comes before it is computed once.
         """
-        orders = [np.arange(group.num_units) for group in self.graph.groups]
-        for index, group in enumerate(self.graph.groups):
-            if group.name in keep:
-                orders[index] = np.concatenate([np.setdiff1d(orders[index], keep[group.name]), keep[group.name]])
-        counts = self.graph.counts(keep)
-        removed = counts * self.room.weights
-        measure = None if among is None else self._measure_among(among, keep)
-        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry, orders, measure)
+        return self._measured([self._kept(keep, among)])[0]
+
+    def evaluate_keeps(self, keeps: Sequence[Mapping[str, np.ndarray]], *, among: str, share: float = 1.0) -> list[Candidate]:
+        """Measure several such networks, side by side where the run has workers.
+
+        They end early where so large a share of the step's candidates is measured, but never before the first.
+
+        Args:
+            keeps: units by group; at least one.
+            among: the group in which alone they differ.
+            share: of the candidates of this step.
+        """
+        return self._measured([self._kept(keep, among) for keep in keeps], share)
 
     def evaluate_ranking(self, scores: Sequence[np.ndarray], *, within: bool = False) -> Candidate:
         """Measure what goes when the units of all groups stand in one ranking, lowest first.
@@ -295,8 +340,7 @@ class Task:
             first, last = self.room.first[mine], self.room.last[mine]
             turns[mine] = (sums[last] - sums[first]) / (last - first)
         counts = allocate(turns, self.room, self.goal)
-        removed = counts * self.room.weights
-        return self._evaluate(removed / max(1, removed.sum()), counts, self.carry, ranked(scores) if within else None)
+        return self._measured([self._fixed(counts, ranked(scores) if within else None)])[0]
 
     def layers(
         self,
@@ -326,7 +370,10 @@ class Task:
         if self.step + 1 == self.steps:
             return None
         network = prune(self.network, self.graph, candidate.keep)
-        return Task(self.environment, network, self.graph.after(candidate.keep), self.step + 1, candidate.carry, self._dense_accuracy)
+        graph = self.graph.after(candidate.keep)
+        following = Task(self.environment, network, graph, self.step + 1, candidate.carry, self._dense_accuracy, ahead_of=self)
+        following._units = self._of_stage(candidate.keep)
+        return following
 
     @cached_property
     def orders(self) -> list[np.ndarray]:
@@ -340,44 +387,82 @@ class Task:
             group.name: np.sort(order[count:]) for group, order, count in zip(self.graph.groups, rankings, counts.tolist(), strict=True)
         }
 
-    def _evaluate(
+    def _proposal(self, action: np.ndarray, orders: Sequence[np.ndarray] | None = None) -> _Proposal:
+        """What an action leads to."""
+        counts = allocate(turns_by_share(action, self.carry, self.room), self.room, self.goal)
+        return self._with(action, counts, carried(action, self.carry, counts, self.room), orders)
+
+    def _fixed(self, counts: np.ndarray, orders: Sequence[np.ndarray] | None = None, among: str | None = None) -> _Proposal:
+        """So many units of each group gone, whatever rounding owes."""
+        removed = counts * self.room.weights
+        return self._with(removed / max(1, removed.sum()), counts, self.carry, orders, among)
+
+    def _kept(self, keep: Mapping[str, np.ndarray], among: str | None) -> _Proposal:
+        """These units stay of the groups that are named."""
+        orders = [np.arange(group.num_units) for group in self.graph.groups]
+        for index, group in enumerate(self.graph.groups):
+            if group.name in keep:
+                orders[index] = np.concatenate([np.setdiff1d(orders[index], keep[group.name]), keep[group.name]])
+        return self._fixed(self.graph.counts(keep), orders, among)
+
+    def _with(
         self,
         action: np.ndarray,
         counts: np.ndarray,
         carry: np.ndarray,
-        orders: Sequence[np.ndarray] | None = None,
-        measure: Measure | None = None,
-    ) -> Candidate:
+        orders: Sequence[np.ndarray] | None,
+        among: str | None = None,
+    ) -> _Proposal:
         keep = self.keep(counts, orders)
-        key = tuple(counts.tolist()) if orders is None else _digest(keep.values())
-        if key in self._cache:
-            self.environment.ledger.repeated += 1
-        else:
-            if self._slicer is None:
-                self._slicer = Slicer(self.network, self.graph, multiple=MULTIPLES[self.environment.execution])
-            subject = [counts] if orders is None else list(keep.values())
-            accuracy = partial(self._accuracy, self._slicer, keep, measure or self.environment.measure)
-            self._cache[key] = self.environment.ledger.accuracy(subject, accuracy)
-        return self._candidate(action, counts, keep, carry, self._cache[key])
+        key = tuple(counts.tolist()) if orders is None else digest_of(keep.values())
+        return _Proposal(action, counts, keep, carry, key, [counts] if orders is None else list(keep.values()), among)
 
-    def _measure_among(self, name: str, keep: Mapping[str, np.ndarray]) -> Measure | None:
-        """How candidates are measured that differ in this group alone, as long as they do."""
-        if self.environment.alike is None:
-            return None
-        key = _digest(keep[other] for other in sorted(keep) if other != name) + name.encode()
-        if self._shared is None or self._shared[0] != key:
-            self._shared = None  # it may hold a lot of memory
-            group = next(group for group in self.graph.groups if group.name == name)
-            self._shared = key, self.environment.alike({member.tensor for member in group.members})
-        return self._shared[1]
+    def _measured(self, proposals: Sequence[_Proposal], share: float = 1.0) -> list[Candidate]:
+        """Candidates in the same order, equal ones measured once; they end where no further one may be measured, behind the first."""
+        ledger, left = self.environment.ledger, self.environment.ledger.left(share)
+        new = list({proposal.key: proposal for proposal in proposals if proposal.key not in self._cache}.values())
+        new = new[: None if left is None else max(1, left)]
+        requests = [Request(self._of_stage(proposal.keep), proposal.among) for proposal in new]
+        accuracies = ledger.accuracies([proposal.subject for proposal in new], lambda places: self._measure([requests[p] for p in places]))
+        candidates: list[Candidate] = []
+        with closing(accuracies):
+            for proposal in proposals:
+                if candidates and ledger.exhausted_at(share):
+                    break
+                if proposal.key in self._cache:
+                    ledger.repeated += 1
+                else:
+                    self._cache[proposal.key] = next(accuracies)
+                candidates.append(self._candidate(proposal, self._cache[proposal.key]))
+        return candidates
 
-    def _candidate(
-        self, action: np.ndarray, counts: np.ndarray, keep: dict[str, np.ndarray], carry: np.ndarray, accuracy: float
-    ) -> Candidate:
+    def _measure(self, requests: Sequence[Request]) -> Iterable[float]:
+        """Accuracies, one after another: those of the workers, or of this process."""
+        if self.environment.workers is not None:
+            return self.environment.workers.measure(self._stage, requests)
+        return (self._own_cutter()(request) for request in requests)
+
+    def _own_cutter(self) -> Cutter[float]:
+        """What measures candidates in this process."""
+        if self._ahead_of is not None:
+            return self._ahead_of._own_cutter()
+        if self._cutter is None:
+            environment = self.environment
+            self._cutter = Cutter(
+                self._stage,
+                measure=environment.measure,
+                refresh=environment.refresh,
+                prepare=environment.prepare,
+                multiple=MULTIPLES[environment.execution],
+                alike=environment.alike,
+            )
+        return self._cutter
+
+    def _of_stage(self, keep: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Units of this network as they are numbered in that which the step started from."""
+        return keep if self._units is None else {name: self._units[name][units] for name, units in keep.items()}
+
+    def _candidate(self, proposal: _Proposal, accuracy: float) -> Candidate:
+        counts = proposal.counts
         macs, params = self.graph.cost.macs(counts), self.graph.cost.params(counts)
-        return Candidate(action, counts, keep, carry, accuracy, macs, params, self.worth(accuracy, counts))
-
-    def _accuracy(self, slicer: Slicer, keep: dict[str, np.ndarray], measure: Measure) -> float:
-        network = slicer(keep)
-        self.environment.refresh(network)
-        return measure(self.environment.prepare(network))
+        return Candidate(proposal.action, counts, proposal.keep, proposal.carry, accuracy, macs, params, self.worth(accuracy, counts))
