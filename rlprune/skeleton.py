@@ -141,6 +141,7 @@ class PruneConfig(RunConfig):
     resume: str | None = MISSING  # run folder to continue; true: the newest one of this line; null or false: none
     tracker: Any = MISSING  # what shows the run while it goes on
     agent: Any = MISSING
+    evaluator: Any = MISSING  # who measures candidates
     reward: Any = MISSING
     criterion: Any = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

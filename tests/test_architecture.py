@@ -11,7 +11,7 @@ LAYERS = [
     {"checkpoint", "cost", "compose", "config", "grid", "kernels", "latency_model", "provenance"},
     {"graph", "rl"},
     {"agents", "criteria", "rewards", "models", "data", "trackers", "latency"},
-    {"training", "results", "setup", "search", "report", "export", "benchmark"},
+    {"training", "results", "setup", "search", "report", "export", "benchmark", "evaluators"},
     {"api"},  # the composition root of calls from Python, as the commands are that of lines
     {"cli"},
     {"commands"},

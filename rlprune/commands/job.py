@@ -113,7 +113,7 @@ def _line_to_go_on(run_dir: Path, single: bool) -> str:
 
 def _check_choices(raw: DictConfig, choices: dict[str, str]) -> None:
     """A group takes one choice; a list of them would be merged into something nobody asked for."""
-    for group in ("model", "dataset", "agent", "tracker"):
+    for group in ("model", "dataset", "agent", "tracker", "evaluator"):
         if group in raw and group not in choices:
             raise UserError(f"{group}: takes one choice, such as {group}=NAME; several runs are started with -m {group}=A,B")
 

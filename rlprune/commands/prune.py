@@ -21,14 +21,17 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
     agent = build(config.agent, "agent")
     reward = build(config.reward, "reward")
     criterion = build(config.criterion, "criterion")
+    evaluator = build(config.evaluator, "evaluator")
     recovery = make_recovery(config.recovery)
     require(agent, config.agent, "agent", "decide", "candidates_per_step")
+    require(evaluator, config.evaluator, "evaluator", "start")
     require(criterion, config.criterion, "criterion", "scores", "calibration_images")
     setup, network = prepare(config, choices, run_dir)
     job = PruneJob(
         agent=agent,
         reward=reward,
         criterion=criterion,
+        workers=evaluator,
         recovery=recovery,
         setup=setup,
         schedule=config.schedule,

@@ -199,5 +199,5 @@ def _difference(path: Path, config: dict[str, Any]) -> str | None:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same: not where they are, nor who watches."""
-    return {key: value for key, value in config.items() if key not in ("resume", "tracker", "paths")}
+    """What makes two runs the same: not where they are, nor who watches or measures."""
+    return {key: value for key, value in config.items() if key not in ("resume", "tracker", "evaluator", "paths")}

@@ -33,7 +33,10 @@ class Request:
 
 
 class Workers(Protocol):
-    """Processes that measure candidates: `rlprune.evaluators.workers` documents every member."""
+    """Processes that measure candidates: `rlprune.evaluators.scheduler.Scheduler` documents every member."""
+
+    @property
+    def power(self) -> float: ...  # noqa: D102
 
     def measure(self, stage: Stage, requests: Sequence[Request]) -> Iterator[float]: ...  # noqa: D102
 

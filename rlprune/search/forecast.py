@@ -35,7 +35,15 @@ class Forecast:
     training: JointTraining | None = None
 
     def announce(
-        self, state: SearchState, environment: Environment, plan: Schedule, *, images: int, per_step: int, max_minutes: float | None
+        self,
+        state: SearchState,
+        environment: Environment,
+        plan: Schedule,
+        *,
+        images: int,
+        power: float,
+        per_step: int,
+        max_minutes: float | None,
     ) -> None:
         """Log what is ahead, in minutes.
 
@@ -44,6 +52,7 @@ class Forecast:
             environment: that measures candidates.
             plan: what is ahead.
             images: that a candidate is measured on.
+            power: how much faster than this process alone the workers are that measure candidates.
             per_step: candidates a step, at most.
             max_minutes: at which the search ends.
         """
@@ -52,7 +61,7 @@ class Forecast:
         start = time.perf_counter()
         environment.refresh(trial)
         environment.measure(environment.prepare(trial))
-        one = time.perf_counter() - start + self._finetuning_seconds(state)
+        one = (time.perf_counter() - start) / power + self._finetuning_seconds(state)
         ahead = range(state.step + 1, plan.steps + 1)
         epochs = sum(self.recovery.final_epochs if plan.saves(step) else self.recovery.epochs for step in ahead if plan.recovers(step))
         epochs *= 1 + self.recovery.control

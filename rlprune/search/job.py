@@ -3,9 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import nn
 from rlprune.agents.base import Agent
 from rlprune.criteria.base import Criterion
 from rlprune.errors import UserError
+from rlprune.evaluators.base import CandidateEvaluator, Kit
 from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.results.artefact import read_plan, save_artefact
 from rlprune.results.finish import finish
@@ -23,7 +24,7 @@ from rlprune.results.record import Clock, Identity, write_episodes, write_steps
 from rlprune.results.tables import to_markdown
 from rlprune.search.bisection import Pass, bisected_search, forget_passes, seconds_of_passes
 from rlprune.search.candidates import as_it_is
-from rlprune.search.execution import choose_execution
+from rlprune.search.execution import MULTIPLES, choose_execution
 from rlprune.search.forecast import Forecast
 from rlprune.search.latency import LatencyQuestion
 from rlprune.search.limits import Room
@@ -58,6 +59,7 @@ class PruneJob:
     agent: Agent
     reward: Reward
     criterion: Criterion
+    workers: CandidateEvaluator
     recovery: Recovery
     setup: Setup
     schedule: ScheduleConfig
@@ -96,8 +98,9 @@ class PruneJob:
         states = self.identity.run_dir / "checkpoint"
         if plan.joint and self.joint is not None:
             self._training = self.joint(dense.network, plan.steps)
-        load = partial(self._load, dense.network, graph, environment, plan, len(evaluator))
-        state, passes = self._search(states, environment, plan, load)
+        with self._at_work(environment, evaluator) as environment:
+            load = partial(self._load, dense.network, graph, environment, plan, len(evaluator))
+            state, passes = self._search(states, environment, plan, load)
         self._require_a_level(state)
         for phase in ("search", "recovery", *(["training"] if plan.joint else [])):
             spent = [getattr(record, f"{phase}_seconds") for record in state.history.steps[-1 if passes else 0 :]]
@@ -149,6 +152,21 @@ class PruneJob:
             self.agent.check(network, self._traced(network), self.setup.example())
 
     # -- the search ----------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _at_work(self, environment: Environment, evaluator: Evaluator) -> Iterator[Environment]:
+        """The same environment, with the workers that measure candidates, where there are some."""
+        alike = environment.alike is not None
+        kit = Kit(evaluator, environment.refresh, environment.prepare, MULTIPLES[environment.execution], alike)
+        team = self.workers.start(kit)
+        if team is None:
+            yield environment
+            return
+        log.info("candidates are measured by %s", team)
+        try:
+            yield replace(environment, workers=team)
+        finally:
+            team.close()
 
     def _search(
         self, states: Path, environment: Environment, plan: Schedule, load: Callable[[Path], SearchState]
@@ -205,6 +223,7 @@ class PruneJob:
                 environment,
                 plan,
                 images=images,
+                power=1.0 if environment.workers is None else environment.workers.power,
                 per_step=self._candidates_per_step(state.graph, plan, environment.kept_counts),
                 max_minutes=self.schedule.max_minutes,
             )

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,25 @@ class Evaluator:
         """The same on the first `count` images."""
         images = self.images.subset(np.arange(count))
         return Evaluator(images, self.normalization, self.execution, batch_size=self.batch_size, pairs=self.pairs)
+
+    def part(self, first: int, last: int) -> "Evaluator":
+        """The same on its batches from `first` to before `last`; images in memory are shared."""
+        start, stop = (min(batch * self.batch_size, len(self)) for batch in (first, last))
+        if (start, stop) == (0, len(self)):
+            return self
+        images = self.images
+        if isinstance(images, Images):
+            images = Images(images.pixels[start:stop], images.labels[start:stop])
+        else:
+            images = images.subset(np.arange(start, stop))
+        part = Evaluator(images, self.normalization, self.execution, batch_size=self.batch_size, pairs=self.pairs)
+        batches = self._batches()
+        part._resident = batches[first:last] if isinstance(batches, list) else None
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made of the images: whoever gets it makes it anew."""
+        return {**self.__dict__, "_resident": None}
 
     def accuracy(self, model: nn.Module, prefix: Prefix | None = None, advance: Callable[[int], object] = lambda images: None) -> Accuracy:
         """Top-1 and top-5 of a network in eval mode.

@@ -1,0 +1,1 @@
+"""Who measures candidates: this process, others on this machine, or Ray's on many."""
