@@ -8,6 +8,7 @@ measured it, nor on how many did.
 import io
 import json
 import pickle
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ class Answer(NamedTuple):
     number: int
     correct: int
     images: int
+    seconds: float  # that it took
 
 
 def read_answer(message: bytes, job: Job, images: int) -> Answer:
@@ -130,12 +132,13 @@ def read_answer(message: bytes, job: Job, images: int) -> Answer:
         if number not in (job.number, None):
             raise ValueError("it belongs to another job")
         if error is None:
-            answer = Answer(number, said["correct"], said["images"])
+            answer = Answer(number, said["correct"], said["images"], said["seconds"])
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as problem:
         raise ValueError(f"it is no answer ({type(problem).__name__})") from problem
     if error is not None:
         raise (UserError if said.get("mendable") is True else RuntimeError)(str(error))
-    if not all(type(value) is int for value in answer) or answer.images != images or not 0 <= answer.correct <= images:
+    right = all(type(value) is int for value in answer[:3]) and type(answer.seconds) is float
+    if not right or answer.images != images or not 0 <= answer.correct <= images:
         raise ValueError(f"it counts {answer.correct} of {answer.images} images, of {images} that were asked for")
     return answer
 
@@ -173,8 +176,10 @@ class Measuring:
                 raise ValueError("there is no network to cut candidates from")
             job = Job.unpacked(message, self._cutter.stage.graph)
             number, self._batches = job.number, job.batches
+            started = time.perf_counter()
             found = self._cutter(job.request)
-            return json.dumps({"job": number, "correct": found.correct, "images": found.n}).encode()
+            seconds = time.perf_counter() - started
+            return json.dumps({"job": number, "correct": found.correct, "images": found.n, "seconds": seconds}).encode()
         except Exception as error:  # the network's own code may raise anything
             return failed(number, error)
 

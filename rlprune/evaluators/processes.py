@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -134,6 +135,8 @@ class Processes:
 
     def _lost(self, worker: int) -> None:
         """One that has ended by itself is replaced."""
+        with suppress(subprocess.TimeoutExpired):  # how it ended is known a moment after its socket is closed
+            self._workers[worker].process.wait(1.0)
         ended = self._end(worker)
         self._gone.append(Event(worker, lost=_why(ended.process.returncode)))
         self._start(ended.place)

@@ -62,7 +62,8 @@ class Ray:
         owned = not ray.is_initialized()
         if owned:
             try:
-                ray.init(address=self.address, include_dashboard=False if self.address is None else None, logging_level=logging.ERROR)
+                own = {"include_dashboard": False} if self.address is None else {}
+                ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **own)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(

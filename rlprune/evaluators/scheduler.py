@@ -74,6 +74,7 @@ class Scheduler:
         self._running: dict[int, tuple[Job, float]] = {}  # by worker: its job, and when it is overdue
         self._heard = time.monotonic()  # when a worker last came, or answered
         self._lost_in_a_row = 0
+        self.answers, self.busy_seconds, self.waited_seconds = 0, 0.0, 0.0  # of the workers; of the search, for them
 
     def measure(self, stage: Stage, requests: Sequence[Request]) -> Generator[float, None, None]:
         """Accuracies, in the order of the requests; what is under way when it is closed is dropped.
@@ -106,6 +107,11 @@ class Scheduler:
     def close(self) -> None:
         """Dismiss the workers."""
         self.crew.close()
+        if self.answers:
+            log.info(
+                "workers: %d answers, %.1f ms each; the search waited %.1f s for them",
+                self.answers, 1000 * self.busy_seconds / self.answers, self.waited_seconds,
+            )  # fmt: skip
 
     def _jobs(self, requests: Sequence[Request]) -> list[list[Job]]:
         """Of each request."""
@@ -124,7 +130,10 @@ class Scheduler:
 
     def _listen(self, work: "_Work") -> None:
         """Take what has come, and give up who is overdue."""
-        for event in self.crew.wait(TICK):
+        started = time.perf_counter()
+        events = self.crew.wait(TICK)
+        self.waited_seconds += time.perf_counter() - started
+        for event in events:
             if event.lost:
                 self._idle.discard(event.worker)
                 self._lose(event.worker, event.lost, work)
@@ -149,7 +158,8 @@ class Scheduler:
             return
         job = self._running[worker][0]
         try:
-            correct = read_answer(message, job, self._images(job)).correct
+            answer = read_answer(message, job, self._images(job))
+            correct, self.answers, self.busy_seconds = answer.correct, self.answers + 1, self.busy_seconds + answer.seconds
         except ValueError as problem:
             self.crew.dismiss(worker)
             self._lose(worker, f"gave an answer that is none: {problem}", work)
