@@ -62,7 +62,7 @@ class Ray:
         owned = not ray.is_initialized()
         if owned:
             try:
-                own = {"include_dashboard": False} if self.address is None else {}
+                own: dict[str, Any] = {"include_dashboard": False} if self.address is None else {}
                 ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **own)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:200]
