@@ -15,6 +15,7 @@ from rlprune.training.evaluate import Evaluator
 
 log = logging.getLogger(__name__)
 LOSSES = 3  # workers that one candidate may cost
+AGAIN = 0.02  # of a candidate's time that every part of it costs, as it is cut anew
 TICK = 1.0  # seconds between two looks at the clock
 
 
@@ -55,10 +56,25 @@ class Crew(Protocol):
         """End all of them."""
 
 
+def parts_of(candidates: int, workers: int, batches: int) -> list[int]:
+    """Into how many parts of its images each candidate is cut, so that workers end at about the same time.
+
+    Those that fill whole rounds stay whole; what is left over is cut, as long as that saves more than cutting a candidate again costs.
+
+    Args:
+        candidates: that are measured at once.
+        workers: that share them.
+        batches: of images; there are no smaller parts.
+    """
+    left = candidates % workers
+    parts = min(range(1, batches + 1), key=lambda parts: math.ceil(left * parts / workers) / parts + AGAIN * parts)
+    return [1] * (candidates - left) + [parts] * left
+
+
 class Scheduler:
     """Measures candidates with a crew. Answers come in the order of the requests, whoever gives them first.
 
-    Where there are fewer candidates than workers, each is cut into parts of its images: numbers of correct images add up to the same.
+    Candidates that would leave workers idle are cut into parts of their images: numbers of correct images add up to the same.
 
     Args:
         crew: the workers.
@@ -116,9 +132,11 @@ class Scheduler:
     def _jobs(self, requests: Sequence[Request]) -> list[list[Job]]:
         """Of each request."""
         total = math.ceil(len(self.evaluator) / self.evaluator.batch_size)
-        parts = max(1, min(total, self.crew.size // len(requests)))
-        bounds = [(part * total // parts, (part + 1) * total // parts) for part in range(parts)]
-        return [[Job(next(self._numbers), request, batches) for batches in bounds] for request in requests]
+        jobs = []
+        for request, parts in zip(requests, parts_of(len(requests), self.crew.size, total), strict=True):
+            bounds = [(part * total // parts, (part + 1) * total // parts) for part in range(parts)]
+            jobs.append([Job(next(self._numbers), request, batches) for batches in bounds])
+        return jobs
 
     def _hand_out(self, work: "_Work") -> None:
         """A job to everyone who has none."""
