@@ -156,6 +156,11 @@ class PruneJob:
     @contextmanager
     def _at_work(self, environment: Environment, evaluator: Evaluator) -> Iterator[Environment]:
         """The same environment, with the workers that measure candidates, where there are some."""
+        if (finetuning := getattr(self.agent, "finetuning", None)) is not None and finetuning.batches != 0:
+            if getattr(self.workers, "workers", None) is not None:
+                log.warning("evaluator: agent=%s fine-tunes candidates, in this process alone", self.identity.choices["agent"])
+            yield environment
+            return
         alike = environment.alike is not None
         kit = Kit(evaluator, environment.refresh, environment.prepare, MULTIPLES[environment.execution], alike)
         team = self.workers.start(kit)
