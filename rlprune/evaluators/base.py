@@ -47,19 +47,13 @@ class Kit:
 class CandidateEvaluator(Protocol):
     """Who measures candidates. Its numbers are set in its yaml."""
 
-    def start(self, kit: Kit) -> "Team | None":
+    def start(self, kit: Kit) -> Workers | None:
         """Processes that do; None: this one does.
 
         Raises:
             UserError: they cannot be had.
         """
         ...
-
-
-class Team(Workers, Protocol):
-    """Workers until they are dismissed."""
-
-    def close(self) -> None: ...  # noqa: D102
 
 
 # -- one candidate, there and back -----------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from typing import Literal
 
 import torch
 
-from rlprune.evaluators.base import Kit, Team
+from rlprune.evaluators.base import Kit
 from rlprune.evaluators.processes import Processes
 from rlprune.evaluators.scheduler import Scheduler
+from rlprune.search.candidates import Workers
 
 
 class Local:
@@ -28,7 +29,7 @@ class Local:
             raise ValueError(f"timeout={timeout:g}: must be > 0 seconds")
         self.workers, self.threads, self.timeout = workers, threads, timeout
 
-    def start(self, kit: Kit) -> Team | None:
+    def start(self, kit: Kit) -> Workers | None:
         """Processes, or None: this one measures."""
         if self.workers is None:
             return None

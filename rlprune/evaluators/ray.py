@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from rlprune.errors import UserError
-from rlprune.evaluators.base import Kit, Measuring, Team, sendable, stage_bytes
+from rlprune.evaluators.base import Kit, Measuring, sendable, stage_bytes
 from rlprune.evaluators.scheduler import Event, Scheduler
-from rlprune.search.candidates import Stage
+from rlprune.search.candidates import Stage, Workers
 
 
 class Ray:
@@ -43,7 +43,7 @@ class Ray:
             raise ValueError(f"timeout={timeout:g}: must be > 0 seconds")
         self.address, self.workers, self.threads, self.num_gpus, self.timeout = address, workers, threads, num_gpus, timeout
 
-    def start(self, kit: Kit) -> Team:
+    def start(self, kit: Kit) -> Workers:
         """Connect, and ask for the actors.
 
         Raises:

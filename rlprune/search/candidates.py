@@ -40,6 +40,8 @@ class Workers(Protocol):
 
     def measure(self, stage: Stage, requests: Sequence[Request]) -> Iterator[float]: ...  # noqa: D102
 
+    def close(self) -> None: ...  # noqa: D102
+
 
 def as_it_is(network: nn.Module) -> nn.Module:
     """Nothing done to a network."""

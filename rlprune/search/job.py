@@ -163,15 +163,15 @@ class PruneJob:
             return
         alike = environment.alike is not None
         kit = Kit(evaluator, environment.refresh, environment.prepare, MULTIPLES[environment.execution], alike)
-        team = self.workers.start(kit)
-        if team is None:
+        workers = self.workers.start(kit)
+        if workers is None:
             yield environment
             return
-        log.info("candidates are measured by %s", team)
+        log.info("candidates are measured by %s", workers)
         try:
-            yield replace(environment, workers=team)
+            yield replace(environment, workers=workers)
         finally:
-            team.close()
+            workers.close()
 
     def _search(
         self, states: Path, environment: Environment, plan: Schedule, load: Callable[[Path], SearchState]
