@@ -1,5 +1,6 @@
 """`rlprune <command> [key=value ...]`: finds the command and turns every expected failure into one line. Imports no torch."""
 
+import logging
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from typing import Any, cast
 
 from rlprune.errors import UserError, explain_os_error
+from rlprune.files import tidy_on_sigterm
 
 COMMANDS = {
     "train": "train a dense network and keep it for later runs",
@@ -57,17 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: str, arguments: list[str]) -> int:
     """Hand a command's arguments to Hydra and translate what goes wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
-    saved = sys.argv
+    saved = sys.argv, logging.raiseExceptions
     sys.argv = [f"rlprune {command}", *options_first(arguments)]
+    logging.raiseExceptions = False  # a log that cannot be written, as on a full disk, is worth no traceback a line
     try:
-        import_module(f"rlprune.commands.{command}").main()
+        with tidy_on_sigterm():
+            import_module(f"rlprune.commands.{command}").main()
         sys.stdout.flush()  # here, where it can be told that nobody reads any more
     except UserError as error:
         return _fail(command, str(error))
-    except KeyboardInterrupt:
-        return _fail(command, "interrupted; what was finished is kept", code=130)
+    except KeyboardInterrupt as error:
+        return _fail(command, "interrupted; what was finished is kept", code=getattr(error, "code", 130))
     except BrokenPipeError:  # as in `rlprune report | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        _forget_readers()
         return 141
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -79,9 +83,26 @@ def run(command: str, arguments: list[str]) -> int:
             raise
         return _fail(command, message)
     finally:
-        sys.argv = saved
+        sys.argv, logging.raiseExceptions = saved
         _clear_hydra()
     return 0
+
+
+def _forget_readers() -> None:
+    """Nobody reads what this process says, which the interpreter flushes once more at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_standard_streams() -> None:
+    """Give a process that was started with its standard streams closed empty ones: files would take their numbers, and get their text."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[number]
+        setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+    os.close(number)
 
 
 def options_first(arguments: list[str]) -> list[str]:
@@ -186,4 +207,5 @@ def _clear_hydra() -> None:
 
 def entry() -> None:
     """The console script."""
+    _open_standard_streams()
     sys.exit(main())

@@ -10,7 +10,17 @@ class UserError(Exception):
     """
 
 
+def has_working_directory() -> bool:
+    """Whether the folder that this process works in is still there: relative paths lead nowhere without it."""
+    try:
+        return os.path.isdir(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
 def explain_os_error(error: OSError) -> str:
     """One line for a file that cannot be read or written."""
+    if isinstance(error, FileNotFoundError) and not has_working_directory():
+        return "the folder that this was started in is gone; change to one that is there (cd FOLDER)"
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
     return f"{name}: {error.strerror or error}; free space or choose another folder with paths.outputs=FOLDER"

@@ -1,58 +1,88 @@
 """Files that appear whole or not at all, and files that one process holds. Imports no torch."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import logging
 import os
 import re
 import signal
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from rlprune.errors import UserError
 
+TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # as write_atomically names them
+SEAL = "crc32"
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
     temporary = Path(name)
     try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         os.replace(temporary, path)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed while they wrote this file have left: nobody holds it any more."""
+    for old in path.parent.glob(f".{glob.escape(path.stem)}-*{glob.escape(path.suffix)}"):
+        with suppress(OSError):
+            if TEMPORARY.fullmatch(old.name) and time.time() - old.stat().st_mtime > 1:  # it may not be locked yet
+                with old.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    old.unlink()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, or the end of the terminal, came; `code` is the exit code that tells of it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
 
 
 @contextmanager
 def tidy_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the main process as Ctrl-C does, so that no temporary file stays; for work that cannot be resumed."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+    """Let SIGTERM and SIGHUP unwind the main process as Ctrl-C does, so that no temporary file stays, and the user is told how to go on.
+
+    Raises:
+        Terminated: one of them came.
+    """
     process = os.getpid()
 
     def end(number: int, _: object) -> None:
         if os.getpid() == process:
-            sys.exit(128 + number)
+            raise Terminated(number)
         os._exit(128 + number)  # a worker that was forked: what lies about is not its own
 
-    signal.signal(signal.SIGTERM, end)
+    main = threading.current_thread() is threading.main_thread()
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,11 +95,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_sealed(path: Path, entries: Mapping[str, Any]) -> None:
+    """Write a JSON object with its checksum, by which `read_json` knows that it is as it was written."""
+    plain = json.loads(json.dumps(entries))  # tuples are lists then, and keys are text, as they are when it is read
+    write_json(path, {**plain, SEAL: _checksum(plain)})
+
+
+def _checksum(entries: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entries, sort_keys=True).encode())
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object; the checksum of `write_sealed` is looked at and left out.
 
     Raises:
-        UserError: the file is absent, unreadable or not an object.
+        UserError: the file is absent, unreadable, not an object, or not as it was written.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +119,14 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not valid JSON ({type(error).__name__}); the file is damaged, use another run") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: should hold a JSON object; the file is damaged, use another run")
+    if SEAL in value and value.pop(SEAL) != _checksum(value):
+        raise UserError(f"{path}: is not as it was written (its checksum differs); the file is damaged, use another run")
     return value
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a JSON object is there and undamaged."""
+    return bool(recall(path))
 
 
 def digest(facts: Any) -> str:
@@ -174,9 +221,6 @@ def _lock(file: IO[str]) -> None:
             logging.getLogger(__name__).debug("%s: cannot be locked (%s)", file.name, error)
             break
     os.register_at_fork(after_in_child=file.close)  # workers that outlive this process for a moment must not hold on
-
-
-TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # as write_atomically names them
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -22,7 +22,7 @@ from rlprune.export.check import compare
 from rlprune.export.export import file_bytes
 from rlprune.export.fold import fold_norms
 from rlprune.export.onnx import export_onnx
-from rlprune.files import tidy_on_sigterm, write_atomically
+from rlprune.files import Terminated, tidy_on_sigterm, write_atomically
 from rlprune.training.merged import FOLDABLE, mergeable
 
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -257,7 +257,7 @@ def test_sigterm_leaves_no_temporary_file(tmp_path):
         temporary.write_text("half a network")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(SystemExit, match="143"), tidy_on_sigterm():
+    with pytest.raises(Terminated, match="SIGTERM"), tidy_on_sigterm():
         write_atomically(tmp_path / "net.onnx", end)
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from rlprune.commands.job import command
 from rlprune.errors import UserError
-from rlprune.files import tidy_on_sigterm
 from rlprune.skeleton import BenchConfig
 
 if TYPE_CHECKING:
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
 
 
 @command("bench")
-@tidy_on_sigterm()
 def main(config: BenchConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Rebuild the networks, time them by turns on noise, draw."""
     import torch

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlprune.commands.job import command
-from rlprune.files import tidy_on_sigterm
 from rlprune.skeleton import ExportConfig
 
 if TYPE_CHECKING:
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 
 
 @command("export")
-@tidy_on_sigterm()
 def main(config: ExportConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Rebuild the network, write it, compare its scores on real images, and set its size beside the dense network's."""
     import torch

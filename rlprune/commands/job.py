@@ -16,7 +16,7 @@ from rlprune.cli import explain_config_error
 from rlprune.commands.runs import RunDoneError, RunFolder, RunFolderError, heading, meant, register_folders
 from rlprune.commands.sweeper import register_sweeper
 from rlprune.config import conf_dir, register, resolve
-from rlprune.errors import UserError, explain_os_error
+from rlprune.errors import UserError, explain_os_error, has_working_directory
 from rlprune.files import write_failure
 
 log = logging.getLogger("rlprune")
@@ -36,6 +36,7 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
             folder = RunFolder(_relative(Path(HydraConfig.get().runtime.output_dir)))
             try:
                 _work(task, raw, folder)
+                folder.mend()
             except RunDoneError as done:
                 print(done)
             except RunFolderError as error:
@@ -51,6 +52,7 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
                 raise _Stop(error) from error
             except (UserError, OSError) as error:
                 message = str(error) if isinstance(error, UserError) else explain_os_error(error)
+                message = folder.explain(message)
                 failure = UserError(message)
                 _leave_failure(folder, message)
                 if single:
@@ -120,7 +122,7 @@ def _check_choices(raw: DictConfig, choices: dict[str, str]) -> None:
 
 def _relative(path: Path) -> Path:
     """The path as a user in this folder would write it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return path.relative_to(Path.cwd()) if has_working_directory() and path.is_relative_to(Path.cwd()) else path
 
 
 class _Stop(BaseException):
