@@ -431,9 +431,11 @@ def test_tracking_passes_on_each_finite_number_once_and_moves_no_random_stream(t
     random.seed(0)
     state = random.getstate()
     with tracking.of(tmp_path, Config(), {"agent": "mcq"}):
-        epochs = tracking.running("recovery", before=2)
+        search = TrackedSearch(tracking, History(recoveries=[("recover step 1", 2)]), "")
+        epochs = search.recovery()
         epochs(1, {"loss": 0.5})
-        epochs(1, {"loss": 0.25})
+        search.history.recoveries.append(("recover step 2", 3))
+        epochs(2, {"loss": 0.25})  # the first was before a kill
         for number in (0, 1, 1, 0, 2):
             tracking.log("step", number, {"x": np.int64(number), "y": float("nan"), "z": None, "name": "best"})
         tracking.finish({"dense": {"name": "dense", "top1": 0.5, "top5": None}}, tmp_path)
@@ -442,7 +444,7 @@ def test_tracking_passes_on_each_finite_number_once_and_moves_no_random_stream(t
     assert tracker.calls == [
         ("start", {"choices": {"agent": "mcq"}, "seed": 3}),
         ("recovery", 3, {"loss": 0.5}),
-        ("recovery", 4, {"loss": 0.25}),
+        ("recovery", 7, {"loss": 0.25}),
         *(("step", number, {"x": number}) for number in (0, 1, 2)),
         ("finish", {"dense": {"top1": 0.5}}, []),
         ("close", True),

@@ -41,6 +41,7 @@ def main(config: PruneConfig, run_dir: Path, choices: dict[str, str]) -> None:
         ignore=config.ignore,
         identity=Identity("prune", run_dir, choices, config.seed),
         resume=config.resume is not None,
+        save_minutes=config.training.save_minutes,
         cache=Path(config.paths.outputs) / "cache",
         joint=lambda network, epochs: make_joint(config, setup, network, epochs, run_dir, partial(tracking.log, "joint training")),
         reference=lambda: train_dense(make_network(config, setup.origin)),

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -14,13 +14,14 @@ import pandas as pd
 from torch import nn
 
 from rlprune.agents.base import Agent
+from rlprune.checkpoint import read_metadata, tensors_checksum
 from rlprune.criteria.base import Criterion
 from rlprune.errors import UserError
 from rlprune.evaluators.base import CandidateEvaluator, Kit
 from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.results.artefact import read_plan, save_artefact
 from rlprune.results.finish import finish
-from rlprune.results.record import Clock, Identity, write_episodes, write_steps
+from rlprune.results.record import Clock, History, Identity, write_episodes, write_steps
 from rlprune.results.tables import to_markdown
 from rlprune.search.bisection import Pass, bisected_search, forget_passes, seconds_of_passes
 from rlprune.search.candidates import as_it_is
@@ -44,6 +45,7 @@ from rlprune.training.dense import Dense
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.fit import OnEpoch
 from rlprune.training.joint import JointTraining
+from rlprune.training.progress import Saver
 from rlprune.training.recover import Recovery, recover
 from rlprune.training.refresh import BriefRecovery, FineTuning, Recalibration
 
@@ -69,6 +71,7 @@ class PruneJob:
     ignore: list[str]
     identity: Identity
     resume: bool
+    save_minutes: float  # between two saves of a recovery, from which a killed one goes on
     cache: Path  # folder of what was measured before
     tracking: Tracking  # of the run, begun before `run`
     joint: Callable[[nn.Module, int], JointTraining] | None = None  # (network, epochs): how schedule.joint trains
@@ -108,14 +111,15 @@ class PruneJob:
         if plan.joint:
             share = self.clock.seconds["search"] / self.clock.seconds["training"]
             log.info("the agent took %.0f %% of the time of training", 100 * share)
-        control = self.tracking.running("control")
         pruned_from = dense.network
         networks, dense = compared(
             state.history,
             dense,
             graph,
             run_dir=self.identity.run_dir,
-            recover=partial(self._recover, on_epoch=control),
+            kept=states / "control.safetensors",
+            resume=self.resume,
+            recover=partial(self._recover_control, state.history),
             control=self.recovery.control,
             clock=self.clock,
             trained=None if self._training is None else self._training.losses,
@@ -375,8 +379,20 @@ class PruneJob:
             execution=self.setup.execution,
             seed=self.identity.seed,
             phase=phase,
+            saver=self._saver(f"{phase} {tensors_checksum(network.state_dict())}"),
             on_epoch=on_epoch,
         )
+
+    def _recover_control(self, history: History, network: nn.Module, teacher: nn.Module, epochs: int, phase: str) -> None:
+        before = sum(epochs for _, epochs in history.recoveries[: [name for name, _ in history.recoveries].index(phase)])
+        on_epoch = partial(_counted_on, self.tracking, before)
+        self._recover(network, teacher, epochs, phase, on_epoch=on_epoch)
+
+    def _saver(self, identity: str) -> Saver:
+        """Keeps the state of a recovery; one that was left by another recovery is not taken up."""
+        path = self.identity.run_dir / "checkpoint" / "recovery.safetensors"
+        left = self.resume and str(read_metadata(path).get("identity", "")).startswith(identity)
+        return Saver(path, identity=identity, minutes=self.save_minutes, resume=left)
 
     def _after_episode(self, state: SearchState, tracked: TrackedSearch) -> None:
         """episodes.csv is there to be looked at while a long step goes on; a search is worth more than it."""
@@ -441,3 +457,8 @@ class PruneJob:
                 f"budget.max_drop={self.budget.max_drop}: {100 * record.sparsity:.1f} % of the channels cost {lost:.2f} points already; "
                 "raise it, recovery.final_epochs, or schedule.steps for smaller steps"
             )
+
+
+def _counted_on(tracking: Tracking, before: int, epoch: int, values: Mapping[str, float]) -> None:
+    """Report an epoch of the control, whose recoveries are counted through."""
+    tracking.log("control", before + epoch, values)

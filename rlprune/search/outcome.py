@@ -7,8 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+import torch
+from torch import nn
+from tqdm import trange
 
+from rlprune.checkpoint import load_tensors, save_tensors, tensors_checksum
+from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph
 from rlprune.results.artefact import load_levels
 from rlprune.results.finish import Tested
@@ -17,6 +21,7 @@ from rlprune.results.tables import CONTROL, JOINT
 from rlprune.search.runner import Recover
 from rlprune.search.schedule import Size, Targets
 from rlprune.training.dense import Dense
+from rlprune.training.progress import everything
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,8 @@ def compared(
     graph: ChannelGraph,
     *,
     run_dir: Path,
+    kept: Path,
+    resume: bool,
     recover: Recover,
     control: bool,
     clock: Clock,
@@ -59,6 +66,8 @@ def compared(
         dense: the network that was pruned.
         graph: its channel graph.
         run_dir: of the run.
+        kept: file that keeps the control behind its last whole recovery.
+        resume: take up what is in it.
         recover: how pruned networks have recovered.
         control: whether the dense network is trained likewise, for comparison.
         clock: seconds so far.
@@ -74,9 +83,13 @@ def compared(
         networks.insert(0, Tested("dense", first.network, 0.0, 0.0, macs))
     if control and history.recoveries:
         network = copy.deepcopy(first.network)
+        begun_from = tensors_checksum(first.network.state_dict())
         with clock.phase("control"):
-            for phase, epochs in tqdm(history.recoveries, desc=CONTROL, unit="recovery", leave=False):
+            done = _restore_control(kept, network, begun_from) if resume else 0
+            for number in trange(done, len(history.recoveries), desc=CONTROL, unit="recovery", leave=False):
+                phase, epochs = history.recoveries[number]
                 recover(network, first.network, epochs, phase)
+                _keep_control(kept, network, {"begun_from": begun_from, "done": number + 1})
         networks.insert(1, Tested(CONTROL, network, 0.0, 0.0, macs))
     for level in {entry["sparsity"]: entry for entry in history.levels}.values():  # `pruned` may be a level as well
         before, after = load_levels(run_dir / level["folder"], dense.network, graph)
@@ -85,3 +98,29 @@ def compared(
         if level["recovered"]:
             networks.append(Tested(f"recovered {percent}", after, level["level"], level["sparsity"], level["macs"]))
     return networks, first
+
+
+def _keep_control(path: Path, network: nn.Module, facts: dict[str, int]) -> None:
+    """Write the control behind a recovery; a run is worth more than this file, so a full disk does not end it."""
+    try:
+        save_tensors(path, everything(network), facts)
+    except OSError as error:
+        log.warning("%s: the control cannot be saved (%s); a kill would lose it", path, error)
+
+
+def _restore_control(path: Path, network: nn.Module, begun_from: int) -> int:
+    """Give the network what a killed run has kept of the control; the number of its recoveries that are done."""
+    if not path.exists():
+        return 0
+    try:
+        tensors, facts = load_tensors(path)
+        own = everything(network)
+        if facts["begun_from"] != begun_from or any(tensors[name].shape != tensor.shape for name, tensor in own.items()):
+            raise ValueError("it began from another network")
+    except (UserError, KeyError, ValueError) as error:
+        log.warning("%s: cannot be used (%s); training the control from its start", path, error)
+        return 0
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+    return int(facts["done"])

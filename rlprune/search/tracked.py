@@ -33,7 +33,8 @@ class TrackedSearch:
 
     def recovery(self) -> OnEpoch:
         """What the recoveries that follow report their epochs to, which are numbered over all steps, from 1."""
-        return self.tracking.running(f"{self.prefix}recovery", before=sum(epochs for _, epochs in self.history.recoveries))
+        done = self.history.recoveries  # the one that goes on is not among them
+        return lambda epoch, values: self.tracking.log(f"{self.prefix}recovery", sum(epochs for _, epochs in done) + epoch, values)
 
     def _step(self, row: int) -> None:
         values = asdict(self.history.steps[row])

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from itertools import count
 from numbers import Real
 from pathlib import Path
 from typing import IO, Any
@@ -73,11 +72,6 @@ class Tracking:
         if self._on:
             self._last[series] = number
             self._attempt(lambda: self._remember(series, number))
-
-    def running(self, series: str, before: int = 0) -> Callable[[int, Mapping[str, float]], None]:
-        """What trainings that follow one another report their epochs to: they count on, from behind so many."""
-        numbers = count(before + 1)
-        return lambda epoch, values: self.log(series, next(numbers), values)
 
     def finish(self, rows: Mapping[str, Mapping[str, Any]], run_dir: Path) -> None:
         """Show the last table, network → column → value, and the plots in the run's folder."""

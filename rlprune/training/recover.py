@@ -13,6 +13,7 @@ from rlprune.data.batches import Batches
 from rlprune.seeding import derive_seed, seed_globals
 from rlprune.training.execution import Execution
 from rlprune.training.fit import Loss, OnEpoch, Recipe, cross_entropy, fit, unheard
+from rlprune.training.progress import Saver
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def recover(
     seed: int,
     phase: str,
     progress_bar: bool = True,
+    saver: Saver | None = None,
     on_epoch: OnEpoch = unheard,
 ) -> list[float]:
     """Train a pruned network in place; returns the loss of each epoch."""
@@ -88,7 +90,8 @@ def recover(
     recipe = recovery.recipe
     return fit(
         network, batches,
-        epochs=epochs, loss=loss, recipe=recipe, execution=execution, description=phase, progress_bar=progress_bar, on_epoch=on_epoch,
+        epochs=epochs, loss=loss, recipe=recipe, execution=execution, description=phase,
+        saver=saver, progress_bar=progress_bar, on_epoch=on_epoch,
     )  # fmt: skip
 
 
