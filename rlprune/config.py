@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from rlprune.errors import UserError
+from rlprune.files import read_json
 from rlprune.shipped import check_settings, conf_dir, load_yaml, plain_settings, refusal, shipped, shipped_names, suggestion
 from rlprune.skeleton import (
     BenchConfig,
@@ -98,11 +98,11 @@ def _candidates_of(run: str) -> int:
 
 def _told_by(run: str, what: Callable[[Any], Any]) -> Any:
     path = Path(run) / "result.json"
+    if not path.exists():
+        raise ValueError(f"{run}: is not finished, and this run follows it; finish it first, by the same line")
     try:
-        return what(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ValueError(f"{run}: is not finished, and this run follows it; finish it first, by the same line") from error
-    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
+        return what(read_json(path))
+    except (UserError, ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
         raise ValueError(f"{path}: is damaged; delete that run's folder and start it again") from error
 
 

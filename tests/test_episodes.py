@@ -21,6 +21,7 @@ from rlprune.agents import amc, ddpg, random_rates
 from rlprune.agents.base import FEATURES, Finetuning, LayerState
 from rlprune.config import build, conf_dir, load_yaml
 from rlprune.errors import UserError
+from rlprune.files import read_json
 from rlprune.graph import graft
 from rlprune.rewards.weighted import WeightedReward
 from rlprune.rl.ddpg import ActorCritic
@@ -745,7 +746,7 @@ def test_measurements_of_other_candidates_are_made_again(traced, tmp_path, chang
     with pytest.raises(KeyboardInterrupt):
         search(traced, tmp_path, at=9)
     kept = tmp_path / "measured.json"
-    content = json.loads(kept.read_text())
+    content = read_json(kept)
     content["fingerprints"][changed] += 1
     content["accuracies"][changed:] = [0.0] * (8 - changed)
     kept.write_text(json.dumps(content))

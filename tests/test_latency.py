@@ -15,6 +15,7 @@ from torch import nn
 from rlprune import prune, trace, with_latency
 from rlprune.config import build, shipped
 from rlprune.errors import UserError
+from rlprune.files import read_json
 from rlprune.latency import build as building
 from rlprune.latency import rounding
 from rlprune.latency.build import latency_model
@@ -249,10 +250,10 @@ def test_a_damaged_model_is_measured_again(by_entries, tmp_path, damage):
     network, example, graph = subject("Plain")
     first = with_latency(network, graph, example, cache=tmp_path)
     (kept,) = (path for path in tmp_path.glob("latency-*") if "tables" not in path.name)
-    plain = json.loads(kept.read_text())
+    plain = read_json(kept)
     kept.write_text(json.dumps(plain | {"model": plain["model"] | damage}))
     (tables,) = tmp_path.glob("latency-tables-*")
-    tables.write_text(json.dumps(dict.fromkeys(json.loads(tables.read_text()), "x")))
+    tables.write_text(json.dumps(dict.fromkeys(read_json(tables), "x")))
     assert with_latency(network, graph, example, cache=tmp_path).latency({}) == first.latency({})
 
 
@@ -261,7 +262,7 @@ def test_a_run_goes_on_with_its_own_model_on_another_machine(by_entries, tmp_pat
     counts = {group.name: np.arange(group.num_units, 0, -1) for group in graph.groups}
     own = tmp_path / "run/latency.json"
     latency_model(network, graph, counts, example, where="1 thread", cache=tmp_path / "cache", own=own)
-    plain = json.loads(own.read_text())
+    plain = read_json(own)
     own.write_text(json.dumps(plain | {"model": plain["model"] | {"overhead": 7.0}}))
     timed = len(by_entries)
     again = latency_model(network, graph, counts, example, where="2 threads", cache=tmp_path / "cache", own=own)

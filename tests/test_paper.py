@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from rlprune.config import conf_dir, register
+from rlprune.files import read_json
 from rlprune.grid import read_grid
 from rlprune.report.layouts import KINDS, read_layout, table_names
 from rlprune.report.paper import printed_numbers
@@ -274,7 +275,7 @@ def test_other_settings_are_rows_of_their_own_and_a_copy_is_no_seed(rlprune):
 @pytest.mark.parametrize("change", [{"macs": 0}, {"macs": None}, {"params": "x"}, {"level": "half"}])
 def test_a_garbled_result_is_named_and_left_out(rlprune, change):
     path = Path("outputs/rlal_table1_small/resnet56_uniform_seed-0/result.json")
-    result = json.loads(path.read_text())
+    result = read_json(path)
     result["rows"][-1] |= change
     result["rows"][0] |= {"macs": 0} if change == {"macs": 0} else {}
     path.write_text(json.dumps(result))

@@ -15,6 +15,7 @@ import torch
 import rlprune
 from rlprune.agents.mcq import MCQ
 from rlprune.agents.uniform import Uniform
+from rlprune.files import read_json
 from rlprune.search.limits import Goal
 from rlprune.search.resume import keep_measured, load_state, save_state
 from rlprune.search.runner import run_search, start_state
@@ -391,7 +392,7 @@ def test_measurements_that_cannot_be_used_are_made_again(traced, tmp_path, caplo
     with pytest.raises(KeyboardInterrupt):
         search(network, graph, tmp_path, at=5, signals=[signal.SIGINT] * 2)
     kept = tmp_path / "measured.json"
-    kept.write_text(change(kept.read_text()))
+    kept.write_text(change(json.dumps(read_json(kept))))
     rest, measured = search(network, graph, tmp_path)
     assert (len(measured), facts(rest)) == (len(all_measured), facts(whole))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -405,7 +406,7 @@ def test_a_search_in_a_thread_and_on_a_full_disk_goes_on(traced, tmp_path, monke
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlprune.search.resume.write_json", full)
+    monkeypatch.setattr("rlprune.search.resume.write_sealed", full)
     found = []
     thread = threading.Thread(target=lambda: found.append(search(network, graph, tmp_path)))
     thread.start()

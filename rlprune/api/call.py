@@ -20,7 +20,7 @@ from rlprune.checkpoint import tensors_checksum
 from rlprune.config import build
 from rlprune.cost import count_params
 from rlprune.errors import UserError
-from rlprune.files import write_json
+from rlprune.files import write_sealed
 from rlprune.graph import ChannelGraph, freeze_failures, trace
 from rlprune.graph.run import call_model, copy_module, map_tensors
 from rlprune.results.record import Clock
@@ -109,7 +109,7 @@ class Call:
         if keeps:
             if takes_images(self.example):
                 result.save(folder / "pruned")
-            write_json(folder / DONE, asdict(report))
+            write_sealed(folder / DONE, asdict(report))
             forget_states(folder / "checkpoint")
         return result
 

@@ -20,7 +20,7 @@ from rlprune.api.result import Level
 from rlprune.checkpoint import load_into, load_tensors, save_tensors
 from rlprune.config import first_difference
 from rlprune.errors import UserError
-from rlprune.files import create_held, hold, read_json, remove_temporaries
+from rlprune.files import create_held, hold, is_whole, read_json, remove_temporaries
 from rlprune.graph import ChannelGraph, prune
 from rlprune.results.record import write_steps
 from rlprune.search.bisection import bisected_search, seconds_of_passes
@@ -57,7 +57,7 @@ def held(run_dir: Path, facts: dict[str, Any]) -> Iterator[None]:
             raise UserError(f"run_dir={run_dir}: another process works there; wait for it, or name another folder") from error
     try:
         difference = first_difference(read_json(path), facts)
-        if (run_dir / DONE).exists():
+        if is_whole(run_dir / DONE):
             raise UserError(
                 f"run_dir={run_dir}: holds a call that is done; rlprune.load(run_dir, model=...) loads it, or name another folder"
             )

@@ -1,5 +1,7 @@
 """Run folders: in which one a line works, whether a run in it goes on, and that no two processes work in one."""
 
+import logging
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlprune.config import first_difference
 from rlprune.errors import UserError
-from rlprune.files import create_held, hold, is_held, remove_temporaries
+from rlprune.files import create_held, hold, is_held, is_whole, remove_temporaries, write_text
 
+log = logging.getLogger(__name__)
 CONFIG = "config.yaml"  # who holds this file works in the folder
+RESULT = "result.json"  # whose presence means that the run is done, unless it is damaged
 
 
 class RunFolderError(UserError):
@@ -77,15 +81,18 @@ def newest_unfinished(folder: Path, config: dict[str, Any], head: str) -> Path |
     other = None
     for path in sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: (path.stat().st_mtime_ns, path), reverse=True):
         run = path.parent
-        if (run / "result.json").exists() or ((run / "failed.json").exists() and not _has_checkpoint(run)):
+        if (run / "failed.json").exists() and not _has_checkpoint(run):
             continue
+        ended = (run / RESULT).exists()
         try:
             difference = _difference(path, config)
             same = path.read_text(encoding="utf-8").partition("\n")[0] == head
         except (OSError, RunFolderError):
             continue
-        if (difference is None or (same and other is None)) and not is_held(path):
+        if (difference is None or (same and other is None and not ended)) and not is_held(path):
             if difference is None:
+                if is_whole(run / RESULT):
+                    continue
                 return run
             other = f"resume=true: the unfinished run {run} has another config: {difference}; drop resume=true to start anew"
     if other:
@@ -110,6 +117,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._held: IO[str] | None = None
+        self._text = ""  # of the config
 
     @property
     def held(self) -> bool:
@@ -118,8 +126,8 @@ class RunFolder:
 
     @property
     def writable(self) -> bool:
-        """A failure may be left in it: it holds no other's run."""
-        return self.held or not (self.path / CONFIG).exists()
+        """A failure may be left in it: it holds no other's run, and nobody has deleted it."""
+        return not (self.path / CONFIG).exists() if self._held is None else self._is_there(self._held)
 
     def take(self, text: str, head: str, resume: Any, *, resumable: bool) -> bool:
         """Begin a run of a config, or go on with the one that is there; says whether one goes on.
@@ -134,10 +142,11 @@ class RunFolder:
             RunFolderError: another process works there, or the run there is another one, damaged, or done.
         """
         path, wish = self.path / CONFIG, meant(resume)
+        self._text = f"{head}\n{text}"
         named = isinstance(wish, str)
         if not named:
             with suppress(FileExistsError):
-                self._held = create_held(path, f"{head}\n{text}")
+                self._held = create_held(path, self._text)
                 return False
         elif not path.exists():
             with suppress(OSError):
@@ -156,8 +165,28 @@ class RunFolder:
             held.close()
             raise
         self._held = held
+        if (self.path / RESULT).exists():
+            log.warning("%s: is damaged; the run is done again from its last saved state, or from its start", self.path / RESULT)
         remove_temporaries(self.path)
         return True
+
+    def mend(self) -> None:
+        """Make a finished run whole where somebody has deleted or moved its folder on the way: what followed has made it anew."""
+        if self._held is not None and not self._is_there(self._held):
+            write_text(self.path / CONFIG, self._text)
+            log.warning("%s: was deleted or moved while the run went on; its log is lost, its result is there", self.path)
+
+    def explain(self, message: str) -> str:
+        """The message of a failure, which may be that the folder is gone."""
+        if self._held is None or self._is_there(self._held):
+            return message
+        return f"{self.path}: was deleted or moved while the run went on, start it anew ({message})"
+
+    def _is_there(self, held: IO[str]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(held.fileno()), os.stat(self.path / CONFIG))
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Let others work in it."""
@@ -168,7 +197,7 @@ class RunFolder:
 
 def _check_named(run: Path, config: dict[str, Any]) -> None:
     """`resume=FOLDER`: a run goes on only with the configuration it was started with."""
-    if (run / "result.json").exists():
+    if is_whole(run / RESULT):
         raise RunFolderError(f"resume={run}: that run is done; start anew without resume")
     if difference := _difference(run / CONFIG, config):
         raise RunFolderError(f"resume={run}: {difference}; resume with the same line, or start anew without resume")
@@ -177,7 +206,7 @@ def _check_named(run: Path, config: dict[str, Any]) -> None:
 def _check_present(run: Path, config: dict[str, Any], *, asked: bool, resumable: bool) -> None:
     """A folder that was not named by `resume` holds a run: it goes on if it is this one and not done."""
     difference = _difference(run / CONFIG, config)
-    done = (run / "result.json").exists()
+    done = is_whole(run / RESULT)
     if difference:
         raise RunFolderError(f"{run}: holds a run already, with another config ({difference}); name another folder")
     if done and asked:

@@ -1,6 +1,5 @@
 """Folders of images, a folder a class: decoded once into a cached tensor where that fits into memory, read from disk where it does not."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from rlprune.checkpoint import load_tensors, save_tensors
 from rlprune.data.base import Dataset, Images, Normalization, Pictures, measure_normalization, sample
 from rlprune.data.files import Geometry, ImageFiles
 from rlprune.errors import UserError
-from rlprune.files import write_json
+from rlprune.files import recall, write_sealed
 from rlprune.seeding import numpy_generator
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -88,15 +87,15 @@ class ImageFolder(Dataset):
     def measure(self, train: Pictures) -> Normalization:
         """Measured on all training images, or on 10,000 of them where they stay on disk, and kept for the next run."""
         cache = self.cache_dir / f"{self._name}-{len(train)}-{train.checksum():016x}.json"
+        kept = recall(cache)
         try:
-            kept = json.loads(cache.read_text(encoding="utf-8"))
             return Normalization(tuple(map(float, kept["mean"])), tuple(map(float, kept["std"])))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             log.debug("no constants in %s yet", cache)
         if not isinstance(train, Images):
             log.info("%d training images stay on disk; measuring mean and standard deviation on %d", len(train), min(MEASURED, len(train)))
         measured = measure_normalization(sample(train, MEASURED, numpy_generator(0, "normalisation")).load())
-        write_json(cache, {"mean": measured.mean, "std": measured.std})
+        write_sealed(cache, {"mean": measured.mean, "std": measured.std})
         return measured
 
     @property

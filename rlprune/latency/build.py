@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from rlprune.cost import machine
 from rlprune.errors import UserError
-from rlprune.files import digest, recall, write_json
+from rlprune.files import digest, recall, write_sealed
 from rlprune.graph import ChannelGraph, prune
 from rlprune.graph.labels import tensors_in
 from rlprune.graph.run import call
@@ -190,7 +190,7 @@ def _measured(grids: Mapping[str, Grid], device: torch.device, cache: Path | Non
         for grid, table in zip(missing, time_grids(missing, device, bar.update), strict=True):
             found[grid.key] = table
     if cache is not None:  # another run may have added some in the meantime
-        write_json(cache, {**recall(cache), **{digest([grid.key]): found[grid.key].tolist() for grid in missing}})
+        write_sealed(cache, {**recall(cache), **{digest([grid.key]): found[grid.key].tolist() for grid in missing}})
     return found
 
 
@@ -283,7 +283,7 @@ def _batch_size(example: Any) -> int:
 def keep_model(model: LatencyModel, name: str, path: Path | None, *, where: str = "") -> None:
     """Write a model to a file, if one is given, under a name that changes with all that it depends on."""
     if path is not None:
-        write_json(path, {"name": name, "where": where, "model": model.as_dict()})
+        write_sealed(path, {"name": name, "where": where, "model": model.as_dict()})
 
 
 def recall_model(path: Path | None, name: str | None = None) -> LatencyModel | None:

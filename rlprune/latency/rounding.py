@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from rlprune.files import digest, recall, write_json
+from rlprune.files import digest, recall, write_sealed
 from rlprune.graph import ChannelGraph, prune
 from rlprune.latency.calls import Shrinking, is_layer, shrinking_calls
 from rlprune.latency.timing import ROUNDS, Grid, dense_width, device_of, time_grids
@@ -60,7 +60,7 @@ def preferred_multiple(network: nn.Module, graph: ChannelGraph, example: Any, *,
     sweeps = [(np.array(grid.widths[0]), table) for grid, table in zip(grids, seconds, strict=True) if (table > 0).all()]
     savings = multiple_savings(sweeps)
     if path is not None:
-        write_json(path, {"savings": savings})
+        write_sealed(path, {"savings": savings})
     return chosen(savings)
 
 

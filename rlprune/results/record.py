@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rlprune.files import write_json, write_text
+from rlprune.files import write_sealed, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -149,4 +149,4 @@ def _cpu_name() -> str:
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
     """Write result.json atomically; its presence means that the run is done."""
-    write_json(run_dir / "result.json", result)
+    write_sealed(run_dir / "result.json", result)

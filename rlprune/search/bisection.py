@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlprune.errors import UserError
-from rlprune.files import read_json, write_json
+from rlprune.files import read_json, write_sealed
 from rlprune.search.runner import SearchState
 from rlprune.search.schedule import Schedule
 from rlprune.search.task import Ledger
@@ -79,7 +79,7 @@ class Bisection:
     def add(self, result: Pass) -> None:
         """Remember a pass."""
         self.passes.append(result)
-        write_json(self.path, {"passes": [asdict(entry) for entry in self.passes]})
+        write_sealed(self.path, {"passes": [asdict(entry) for entry in self.passes]})
 
     def next_bound(self) -> float | None:
         """The bound to try next; None where a pass is near enough, or nothing is left to try."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from rlprune.cost import machine
 from rlprune.errors import UserError
-from rlprune.files import digest, recall, write_json
+from rlprune.files import digest, recall, write_sealed
 from rlprune.graph import ChannelGraph, Slicer, prune
 from rlprune.graph.run import copy_module
 from rlprune.graph.verify import TOLERANCE
@@ -69,11 +69,11 @@ def choose_execution(
     seconds = recall(path)
     if not (set(seconds) <= set(MULTIPLES) and all(isinstance(value, float) for value in seconds.values()) and "sliced" in seconds):
         seconds = measure_executions(network, graph, evaluator.first(count), schedule)
-        write_json(path, seconds)
+        write_sealed(path, seconds)
     fastest = min(seconds, key=lambda name: seconds[name])
     best = fastest if GAIN * seconds[fastest] < seconds["sliced"] else "sliced"
     log.info("candidates run %s; milliseconds each: %s", best, ", ".join(f"{name} {1000 * value:.0f}" for name, value in seconds.items()))
-    write_json(chosen, {"execution": best})
+    write_sealed(chosen, {"execution": best})
     return best
 
 

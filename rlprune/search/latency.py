@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rlprune.cost import machine
-from rlprune.files import recall, write_json
+from rlprune.files import recall, write_sealed
 from rlprune.graph import ChannelGraph, prune
 from rlprune.latency.build import keep_model, latency_model, measure_networks, recall_model
 from rlprune.latency.rounding import preferred_multiple
@@ -135,7 +135,7 @@ class LatencyQuestion:
     def _keep_multiple(self, multiple: int) -> None:
         path = self._path("rounding")
         if path is not None:
-            write_json(path, {"multiple": multiple})
+            write_sealed(path, {"multiple": multiple})
 
     def _path(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{name}.json"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlprune.agents.base import Agent
 from rlprune.checkpoint import load_into, load_tensors, packed, save_tensors, tensors_checksum, unpacked
 from rlprune.errors import UserError
-from rlprune.files import read_json, write_json
+from rlprune.files import read_json, write_sealed
 from rlprune.graph import ChannelGraph, prune
 from rlprune.results.record import History, StepRecord
 from rlprune.search.runner import SearchState
@@ -227,7 +227,7 @@ class _Measured:
                 "fingerprints": [line.fingerprint for line in lines],
                 "in_time": self.ledger.in_time,  # the rest was measured behind the deadline, such as what is carried out
             }
-            write_json(self.path, self.state_of | content)
+            write_sealed(self.path, self.state_of | content)
         except (OSError, ValueError) as error:
             log.warning("%s: what was measured cannot be saved (%s)", self.path, error)
         self.due = time.monotonic() + EVERY

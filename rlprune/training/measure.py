@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlprune.cost import machine
-from rlprune.files import digest, recall, write_json
+from rlprune.files import digest, recall, write_sealed
 from rlprune.graph.run import copy_module
 from rlprune.kernels import careful_kernels
 from rlprune.training.execution import Execution, Way
@@ -53,12 +53,12 @@ def choose_way(
         if not all(isinstance(rates.get(name), float) for name in names):
             rates = measure_ways(execution, network, example, count)
             if all(rates.values()):  # what failed may have failed by chance
-                write_json(path, rates)
+                write_sealed(path, rates)
         best = max(names, key=lambda name: rates[name])
         best = best if rates[best] > GAIN * rates[names[0]] else names[0]
         if best != names[0]:
             log.info("training in %s: %.0f images/s, in %s %.0f", best, rates[best], names[0], rates[names[0]])
-        write_json(chosen, {"way": best})
+        write_sealed(chosen, {"way": best})
     way = execution.ways[names.index(best)]
     return replace(execution, ways=(way, *(other for other in execution.ways if other != way)))
 
