@@ -31,7 +31,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         if storages[storage.data_ptr()] > 1 or storage.nbytes() != tensor.nbytes:
             plain[name] = tensor.clone()
     # One key, as safetensors writes several in any order, and equal tensors should be equal files.
-    header = {"rlprune": json.dumps({"crc32": tensors_checksum(plain), "metadata": dict(metadata or {})}, allow_nan=False)}
+    facts = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))  # as they are when they are read
+    header = {"rlprune": json.dumps({"seal": _seal(plain, facts), "metadata": facts})}
 
     def write(temporary: Path) -> None:
         try:
@@ -57,10 +58,24 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not a whole safetensors file ({error}); copy or train it again") from error
-    if not isinstance(ours, dict) or ours.get("crc32", 0) != (tensors_checksum(tensors) if "crc32" in ours else 0):
+    renamed = "rlprune" not in header and any('"seal"' in value for value in header.values())  # the one key is what is damaged
+    if renamed or not isinstance(ours, dict) or not _is_whole(tensors, ours):
         raise UserError(f"{path}: is damaged (its checksum differs); copy or train it again")
     metadata = ours.get("metadata", {})
     return tensors, metadata if isinstance(metadata, dict) else {}
+
+
+def _seal(tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> int:
+    """Changes with anything that a file holds."""
+    forms = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
+    return zlib.crc32(json.dumps([forms, facts], sort_keys=True).encode(), tensors_checksum(tensors))
+
+
+def _is_whole(tensors: Mapping[str, Tensor], ours: dict[str, Any]) -> bool:
+    """Whether a file is as it was written; those of others, which have no checksum, are taken as they are."""
+    if "seal" in ours:
+        return bool(ours["seal"] == _seal(tensors, ours.get("metadata", {})))
+    return bool(ours.get("crc32", 0) == (tensors_checksum(tensors) if "crc32" in ours else 0))  # older files: of the tensors alone
 
 
 def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
