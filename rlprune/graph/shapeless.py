@@ -61,7 +61,7 @@ class Shapeless(TorchFunctionMode):
     def __init__(self, device: torch.device, time_limit: float) -> None:
         super().__init__()
         self.device = device
-        self.deadline, self.time_limit = time.monotonic() + time_limit, time_limit
+        self.deadline, self.time_limit = time.thread_time() + time_limit, time_limit
         self.operations: dict[Any, tuple[str, bool]] = {}  # function → name, whether it works in place
         self.stand_ins: dict[int, tuple[Tensor, Tensor]] = {}  # by id of a tensor with values: itself, and one without
         self.overwritten: list[tuple[Tensor, Tensor]] = []  # tensors with values, and what they held before
@@ -75,7 +75,7 @@ class Shapeless(TorchFunctionMode):
 
     def check_time(self) -> None:
         """Give up when the time is over."""
-        if time.monotonic() > self.deadline:
+        if time.thread_time() > self.deadline:
             raise TimeLimitError(f"tracing took more than {self.time_limit:g} s; use a smaller example input")
 
     def remember(self, written: Any) -> None:

@@ -39,7 +39,7 @@ def trace(
         model: any module.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
         ignore: layers to leave alone: names, or regular expressions that match a whole name.
-        time_limit: seconds after which tracing gives up.
+        time_limit: seconds of computing after which tracing gives up.
         prove: True: prove the groups of any network; False: of none, so call `verify` yourself; None: where the trace has doubts.
 
     Raises:

@@ -90,6 +90,11 @@ class Row:
     latency_ms: float
 
 
+def elapsed(start: float) -> float:
+    """Seconds since a time of time.perf_counter; none where the clock was put back, as that of a virtual machine may be."""
+    return max(0.0, time.perf_counter() - start)
+
+
 @dataclass
 class Clock:
     """Seconds by phase."""
@@ -103,7 +108,7 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed(start)
 
 
 def write_steps(run_dir: Path, history: History) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rlprune.rl.networks import Actor, Bound, Critic, soft_update
+from rlprune.rl.optimizer import finite
 from rlprune.rl.replay import Batch
 from rlprune.rl.settings import check_off_policy, check_rates, check_widths
 
@@ -86,7 +87,7 @@ class ActorCritic:
     @torch.inference_mode()
     def act(self, observation: np.ndarray) -> float:
         """μ(s), without noise; observation of shape (feature,)."""
-        return float(self.actor(torch.as_tensor(observation, dtype=torch.float32)[None]))
+        return finite(float(self.actor(torch.as_tensor(observation, dtype=torch.float32)[None])), "actor_lr", "critic_lr")
 
     def update(self, batch: Batch, baseline: float = 0.0) -> Losses:
         """One step of critic, actor and targets (FPRL, equations 7 to 9).
@@ -110,4 +111,4 @@ class ActorCritic:
         self._actor_optimizer.step()
         self.critic.requires_grad_(True)
         soft_update(self._slow, self._fast, self.tau)
-        return Losses(critic_loss.item(), actor_loss.item())
+        return Losses(finite(critic_loss.item(), "actor_lr", "critic_lr"), finite(actor_loss.item(), "actor_lr", "critic_lr"))

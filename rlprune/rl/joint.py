@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rlprune.rl.environment import EnvironmentModel, Modelling
 from rlprune.rl.episode import Transition
-from rlprune.rl.optimizer import load_moments, moments
+from rlprune.rl.optimizer import finite, load_moments, moments
 from rlprune.rl.replay import Batch, EpochReplay
 from rlprune.rl.sac import Learning, SoftActorCritic
 
@@ -113,7 +113,7 @@ class JointLearner:
         loss.backward()
         self._optimizer.step()
         self._states = None
-        return loss.item(), states.detach().numpy()
+        return finite(loss.item(), "decoder_lr"), states.detach().numpy()
 
     @torch.inference_mode()
     def predict(self, observations: np.ndarray, actions: np.ndarray, epochs: np.ndarray) -> np.ndarray:

@@ -1,7 +1,28 @@
-"""What Adam remembers, as lists of tensors: it can be saved without pickling an object."""
+"""What Adam remembers, as lists of tensors: it can be saved without pickling an object; and what learning too fast comes to."""
+
+import math
 
 import torch
 from torch import Tensor
+
+from rlprune.errors import UserError
+
+
+def finite(value: float, *rates: str) -> float:
+    """A loss or an action of a network that learns, as it is.
+
+    Args:
+        value: the number.
+        rates: settings that are too high where it is none.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    if not math.isfinite(value):
+        raise UserError(
+            f"agent.{rates[0]}: the agent's networks are no longer finite; lower {' or '.join(f'agent.{key}' for key in rates)}"
+        )
+    return value
 
 
 def moments(optimizer: torch.optim.Adam) -> list[dict[str, Tensor]]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlprune.rl.networks import Critic, GaussianActor, soft_update
-from rlprune.rl.optimizer import load_moments, moments
+from rlprune.rl.optimizer import finite, load_moments, moments
 from rlprune.rl.replay import Batch
 from rlprune.rl.settings import check_off_policy, check_rates, check_widths
 
@@ -92,13 +92,14 @@ class SoftActorCritic:
     @torch.inference_mode()
     def act(self, observation: np.ndarray, generator: np.random.Generator) -> float:
         """A draw of π(a | s); observation of shape (feature,)."""
-        return float(self.actor(torch.as_tensor(observation, dtype=torch.float32)[None], normal((1, 1), generator))[0])
+        drawn = self.actor(torch.as_tensor(observation, dtype=torch.float32)[None], normal((1, 1), generator))[0]
+        return finite(float(drawn), "actor_lr", "critic_lr")
 
     @torch.inference_mode()
     def greedy(self, observation: np.ndarray) -> float:
         """The squashed mean of π(a | s); observation of shape (feature,)."""
         mean, _ = self.actor.gaussian(torch.as_tensor(observation, dtype=torch.float32)[None])
-        return float(self.actor.squash(mean))
+        return finite(float(self.actor.squash(mean)), "actor_lr", "critic_lr")
 
     def update(self, batch: Batch, generator: np.random.Generator) -> Losses:
         """One step of critics, actor and targets.
@@ -122,7 +123,7 @@ class SoftActorCritic:
         self._actor_optimizer.step()
         self.critics.requires_grad_(True)
         soft_update(self._slow, self._fast, self.tau)
-        return Losses(critic_loss.item(), actor_loss.item())
+        return Losses(finite(critic_loss.item(), "actor_lr", "critic_lr"), finite(actor_loss.item(), "actor_lr", "critic_lr"))
 
     @torch.no_grad()
     def targets(self, batch: Batch, noise: Tensor) -> Tensor:

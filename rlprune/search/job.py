@@ -109,7 +109,7 @@ class PruneJob:
             spent = [getattr(record, f"{phase}_seconds") for record in state.history.steps[-1 if passes else 0 :]]
             self.clock.seconds[phase] = sum(spent) + sum(getattr(entry, f"{phase}_seconds") for entry in passes)
         if plan.joint:
-            share = self.clock.seconds["search"] / self.clock.seconds["training"]
+            share = self.clock.seconds["search"] / max(self.clock.seconds["training"], 1e-9)
             log.info("the agent took %.0f %% of the time of training", 100 * share)
         pruned_from = dense.network
         networks, dense = compared(
@@ -397,7 +397,7 @@ class PruneJob:
     def _after_episode(self, state: SearchState, tracked: TrackedSearch) -> None:
         """episodes.csv is there to be looked at while a long step goes on; a search is worth more than it."""
         tracked.episode()
-        if time.monotonic() >= self._episodes_due:
+        if not 0 <= self._episodes_due - time.monotonic() <= EPISODES_EVERY:  # or the clock was put back
             self._episodes_due = time.monotonic() + EPISODES_EVERY
             with suppress(OSError):
                 write_episodes(self.identity.run_dir, state.history)

@@ -21,7 +21,7 @@ from rlprune.checkpoint import load_into, load_tensors, packed, save_tensors, te
 from rlprune.errors import UserError
 from rlprune.files import read_json, write_sealed
 from rlprune.graph import ChannelGraph, prune
-from rlprune.results.record import History, StepRecord
+from rlprune.results.record import History, StepRecord, elapsed
 from rlprune.search.runner import SearchState
 from rlprune.search.task import Ledger, Measured
 
@@ -42,6 +42,9 @@ def save_state(folder: Path, state: SearchState, agent: Agent, further: Further 
         state: of the search.
         agent: that searches.
         further: what is kept beside.
+
+    Raises:
+        UserError: a number is not finite.
     """
     tensors = {f"student.{name}": tensor for name, tensor in state.network.state_dict().items()}
     if state.teacher is not state.network:
@@ -60,7 +63,12 @@ def save_state(folder: Path, state: SearchState, agent: Agent, further: Further 
         "agent": packed(agent.state_dict(), tensors, "agent"),
         "further": None if further is None else further[1],
     }
-    save_tensors(folder / f"step-{state.step:04d}.safetensors", tensors, metadata)
+    try:
+        save_tensors(folder / f"step-{state.step:04d}.safetensors", tensors, metadata)
+    except ValueError as error:
+        raise UserError(
+            f"step {state.step}: what the agent remembers or has reported is not finite ({error}); lower its learning rates"
+        ) from error
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
         old.unlink()
 
@@ -176,7 +184,7 @@ def keep_measured(path: Path, ledger: Ledger, state: Stage, title: str | None = 
         def after_one() -> None:
             if interrupted():
                 raise KeyboardInterrupt
-            if time.monotonic() >= kept.due:
+            if not 0 <= kept.due - time.monotonic() <= EVERY:  # or the clock was put back
                 kept.save()
 
         ledger.on_accuracy = after_one
@@ -219,7 +227,7 @@ class _Measured:
     def save(self) -> None:
         """Write what is known by now; a search is worth more than this file, so a full disk does not end it."""
         lines = [*self.ledger.measured, *self.ledger.known[len(self.ledger.measured) :]]
-        seconds = self.ledger.known_seconds + time.perf_counter() - self.started
+        seconds = self.ledger.known_seconds + elapsed(self.started)
         try:
             content = {
                 "seconds": seconds,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rlprune.agents.base import Agent
 from rlprune.graph import ChannelGraph, prune
-from rlprune.results.record import History, StepRecord
+from rlprune.results.record import History, StepRecord, elapsed
 from rlprune.search.schedule import Schedule
 from rlprune.search.task import Environment, Ledger, Task
 from rlprune.seeding import numpy_generator
@@ -120,7 +120,7 @@ def run_search(
         channels = state.graph.num_channels - int(candidate.counts @ state.graph.channels_per_unit)
         if train is None or step == schedule.steps or state.history.stopped:
             _carry_out(state, candidate, environment)
-        search_seconds = time.perf_counter() - started + ledger.known_seconds
+        search_seconds = elapsed(started) + ledger.known_seconds
         saves = schedule.saves(step) or (until is None and bool(state.history.stopped))
         before = state.network
         recovery_seconds, accuracy = 0.0, candidate.accuracy
@@ -163,7 +163,7 @@ def _trained(state: SearchState, train: Train, environment: Environment) -> _Epo
     """An epoch; the network is what the pruned one will be compared with, and its teacher."""
     started = time.perf_counter()
     loss = train(state)
-    seconds, accuracy = time.perf_counter() - started, environment.measure(state.network)
+    seconds, accuracy = elapsed(started), environment.measure(state.network)
     state.dense_accuracy = state.teacher_accuracy = accuracy
     return _Epoch(loss, seconds, accuracy)
 
@@ -227,7 +227,7 @@ def _recovered(state: SearchState, recover: Recover, epochs: int, environment: E
     state.network = copy.deepcopy(state.network)
     recover(state.network, state.teacher, epochs, phase)
     state.history.recoveries.append((phase, epochs))
-    seconds, accuracy = time.perf_counter() - started, environment.measure(state.network)
+    seconds, accuracy = elapsed(started), environment.measure(state.network)
     _switch_teacher(state, accuracy)
     return seconds, accuracy
 

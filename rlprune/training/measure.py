@@ -88,7 +88,7 @@ def _step(network: nn.Module, execution: Execution, way: Way, example: Tensor, c
     except RuntimeError as error:  # an operation that does not exist in this precision, or too little memory
         log.debug("training in %s fails: %s", way, error)
         return float("inf")
-    return _now(execution.device) - start
+    return max(1e-9, _now(execution.device) - start)  # a clock may have been put back
 
 
 def _now(device: torch.device) -> float:

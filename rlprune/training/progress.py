@@ -218,14 +218,14 @@ class Saver:
     def save_if_due(self, progress: Progress) -> None:
         """Write the state if it is time to; a training is worth more than its state, so a full disk does not end it."""
         start = time.monotonic()
-        if start - self._last < max(60 * self.minutes, self._cost / SHARE):
+        if 0 <= start - self._last < max(60 * self.minutes, self._cost / SHARE):  # a clock that was put back would wait for hours
             return
         try:
             save_tensors(self.path, *progress.state())
         except (OSError, TypeError, ValueError) as error:
             log.warning("%s: the state cannot be saved (%s); a kill would lose this training", self.path, error)
         self._last = time.monotonic()
-        self._cost = self._last - start
+        self._cost = max(0.0, self._last - start)
 
     def forget(self) -> None:
         """The training is done and its result on disk."""
