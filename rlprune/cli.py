@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from rlprune.errors import UserError, explain_os_error
 from rlprune.files import tidy_on_sigterm
+from rlprune.streams import forget_readers, open_standard_streams
 
 COMMANDS = {
     "train": "train a dense network and keep it for later runs",
@@ -71,7 +72,7 @@ def run(command: str, arguments: list[str]) -> int:
     except KeyboardInterrupt as error:
         return _fail(command, "interrupted; what was finished is kept", code=getattr(error, "code", 130))
     except BrokenPipeError:  # as in `rlprune report | head`
-        _forget_readers()
+        forget_readers()
         return 141
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -86,23 +87,6 @@ def run(command: str, arguments: list[str]) -> int:
         sys.argv, logging.raiseExceptions = saved
         _clear_hydra()
     return 0
-
-
-def _forget_readers() -> None:
-    """Nobody reads what this process says, which the interpreter flushes once more at its end."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _open_standard_streams() -> None:
-    """Give a process that was started with its standard streams closed empty ones: files would take their numbers, and get their text."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[number]
-        setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
-    os.close(number)
 
 
 def options_first(arguments: list[str]) -> list[str]:
@@ -207,5 +191,5 @@ def _clear_hydra() -> None:
 
 def entry() -> None:
     """The console script."""
-    _open_standard_streams()
+    open_standard_streams()
     sys.exit(main())

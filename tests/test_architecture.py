@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
-    {"errors", "seeding", "files", "skeleton", "plan", "shipped"},
+    {"errors", "seeding", "files", "skeleton", "plan", "shipped", "streams"},
     {"checkpoint", "cost", "compose", "config", "grid", "kernels", "latency_model", "provenance"},
     {"graph", "rl"},
     {"agents", "criteria", "rewards", "models", "data", "trackers", "latency"},
