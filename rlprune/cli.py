@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 from rlprune.errors import UserError, explain_os_error
 from rlprune.files import tidy_on_sigterm
-from rlprune.streams import forget_readers, open_standard_streams
+from rlprune.streams import Lasting, forget_readers, open_standard_streams
 
 COMMANDS = {
     "train": "train a dense network and keep it for later runs",
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: str, arguments: list[str]) -> int:
     """Hand a command's arguments to Hydra and translate what goes wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
-    saved = sys.argv, logging.raiseExceptions
+    saved = sys.argv, sys.stderr, logging.raiseExceptions
+    sys.stderr = cast(TextIO, Lasting(sys.stderr))
     sys.argv = [f"rlprune {command}", *options_first(arguments)]
     logging.raiseExceptions = False  # a log that cannot be written, as on a full disk, is worth no traceback a line
     try:
@@ -84,7 +85,7 @@ def run(command: str, arguments: list[str]) -> int:
             raise
         return _fail(command, message)
     finally:
-        sys.argv, logging.raiseExceptions = saved
+        sys.argv, sys.stderr, logging.raiseExceptions = saved
         _clear_hydra()
     return 0
 

@@ -4,7 +4,7 @@ import logging
 import os
 import select
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def open_standard_streams() -> None:
@@ -25,12 +25,42 @@ def forget_readers() -> None:
 
 
 def _is_broken(stream: TextIO) -> bool:
+    """Whether it is a pipe that nobody reads."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
         return bool(poll.poll(0))  # errors are told unasked
     except (OSError, ValueError):  # it is no file, or closed
         return False
+
+
+class Lasting:
+    """A stream for progress bars, which would end a run when the reader of its pipe has gone.
+
+    Args:
+        stream: what is written to as long as it is read.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or do nothing."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            forget_readers()
+            return len(text)
+
+    def flush(self) -> None:
+        """Likewise."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            forget_readers()
 
 
 class Screen(logging.StreamHandler[TextIO]):

@@ -120,18 +120,18 @@ def test_a_report_that_is_killed_leaves_nothing_in_the_way(rlprune):
     assert child(*line, "paths.run=b", before=at_write(99))[0] == 0
     assert rlprune(*line, "paths.run=c")[0] == 0
     assert snapshot("outputs") == before
-    assert [Path(folder, "report.csv").read_bytes() == Path("c/report.csv").read_bytes() for folder in "b"] == [True]
+    assert Path("b/report.csv").read_bytes() == Path("c/report.csv").read_bytes()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_run_with_the_line_to_go_on(rlprune, number, code):
-    line = (*PRUNE, "agent=uniform", "paths.run=outputs/run")
+    line = (*PRUNE, "agent=uniform", "recovery=none", "paths.run=outputs/run")
     assert rlprune(*line)[0] == 0
     whole = outcome(Path("outputs/run"))
     shutil.rmtree("outputs")
     found, said = child(*line, before=at_write(4, number=number))
-    assert (found, "Traceback" in said) == (code if number != signal.SIGHUP else 129, False)
-    assert f"interrupted; to go on: {sys.argv[0]}" in said or "to go on: rlprune prune" in said
+    assert (found, "Traceback" in said) == (code, False)
+    assert "interrupted; to go on: " in said
     assert "resume=outputs/run" in said
     assert last_line(said)[-1] == "rlprune prune: interrupted; what was finished is kept"
     assert not list(Path("outputs").rglob(".*-????????.*"))
@@ -293,9 +293,8 @@ def test_a_killed_run_whose_files_are_damaged_ends_as_an_unbroken_one(rlprune, h
     whole = outcome(Path("outputs/run"))
     shutil.rmtree("outputs")
     states = Path("outputs/run/checkpoint")
-    # behind the writes of a step: those of the second step are there
     assert child(*line, before=at_write(23))[0] == -signal.SIGKILL
-    files = [*states.iterdir(), *Path("outputs/cache").glob("*"), *Path("outputs/dense").iterdir(), Path("outputs/run/metrics.csv")]
+    files = [*states.glob("[!.]*"), *Path("outputs/cache").glob("*"), *Path("outputs/dense").iterdir(), Path("outputs/run/metrics.csv")]
     assert {"step-0002.safetensors", "measured.json", "metrics.csv"} <= {path.name for path in files}
     for path in files:
         data = bytearray(path.read_bytes())
@@ -309,7 +308,7 @@ def test_a_killed_run_whose_files_are_damaged_ends_as_an_unbroken_one(rlprune, h
 
 
 def test_a_damaged_result_is_no_result(rlprune):
-    line, run = (*PRUNE, "agent=uniform", "recovery.control=false"), Path("outputs/prune/mine")
+    line, run = (*PRUNE, "agent=uniform", "recovery=none"), Path("outputs/prune/mine")
     assert rlprune(*line, f"paths.run={run}")[0] == 0
     whole, path = outcome(run), run / "result.json"
     text = path.read_text()
@@ -500,12 +499,15 @@ def test_closed_standard_streams_are_filled(rlprune, stream):
     assert (code, "Traceback" in said) == (0, False)
 
 
-def test_a_log_that_nobody_reads_ends_no_run_and_says_nothing(rlprune):
+@pytest.mark.parametrize("streams", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_a_log_that_nobody_reads_ends_no_run_and_says_nothing(rlprune, streams):
     def pipe():
         reading, writing = os.pipe()
         os.close(reading)
-        os.dup2(writing, 1)
-        sys.stdout = os.fdopen(1, "w")
+        for name in streams:
+            number = ("stdin", "stdout", "stderr").index(name)
+            os.dup2(writing, number)
+            setattr(sys, name, os.fdopen(number, "w", buffering=1))
 
     code, said = child(*PRUNE, "agent=uniform", "recovery=none", "paths.run=outputs/run", before=pipe)
     assert (code, "Traceback" in said, is_whole(Path("outputs/run/result.json"))) == (0, False, True)
