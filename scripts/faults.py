@@ -1,6 +1,6 @@
 """Kills runs at random points and has the same line go on: does every run end as one that nothing has happened to?
 
-Every command line runs once unbroken; then it is killed (SIGKILL) at points drawn from the seed, up to three times in a row: anywhere in
+Every command line runs once unbroken; then it is killed (SIGKILL) at points drawn from the seed, up to six times in a row: anywhere in
 its time, in its first second (as a new process, with all imports), in its last tenth, or before, within or behind its n-th write; or
 SIGINT or SIGTERM ends it. Then the line runs to its end. Compared are result.json without timings, all tables, and the weights bit for
 bit. Kills that are in FOLDER/kills-SEED.json are not done again.
@@ -253,7 +253,7 @@ def chain(case: Case, folder: Path, whole: tuple[dict[str, Any], float, int], ra
     """Kill a line once or several times, let it come to its end, and compare."""
     shutil.rmtree(folder, ignore_errors=True)
     deaths, wrong, notes = [], [], Counter[str]()
-    for _ in range(int(random.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
+    for _ in range(int(random.integers(1, 7))):
         death = draw(random, *whole[1:])
         code = run(case, folder, death)
         deaths += [f"{death.kind} {death.at:.3g}"] if code else []
