@@ -4,6 +4,8 @@ import logging
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -11,6 +13,7 @@ from typing import Any, TextIO, cast
 
 from rlprune.errors import UserError, explain_os_error
 from rlprune.files import tidy_on_sigterm
+from rlprune.launch import Launch, launched
 from rlprune.streams import Lasting, forget_readers, open_standard_streams
 
 COMMANDS = {
@@ -23,6 +26,8 @@ COMMANDS = {
     "inspect": "show and draw a network's channel groups, its cost, and what a run removed; prove the groups",
     "report": "one table over many runs",
 }
+
+TOGETHER = ("train", "prune")  # that several processes can carry out
 
 VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}  # options with a value
 
@@ -44,6 +49,9 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 2 the user can mend it, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    here = launched()
+    if here is not None and here.rank > 0:
+        return _follow(here, arguments[0]) if _together(arguments) else 0
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -54,7 +62,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complete(arguments)
     if arguments[0] not in COMMANDS:
         return _fail("rlprune", f"{arguments[0]}: no such command; choose one of {', '.join(COMMANDS)}")
-    return run(arguments[0], arguments[1:])
+    if here is None:
+        return run(arguments[0], arguments[1:])
+    if not _together(arguments):
+        return _fail(arguments[0], f"torchrun: starts {' and '.join(TOGETHER)} alone, of one run; start this line without it: rlprune ...")
+    return _lead(here, arguments[0], arguments[1:])
+
+
+def _together(arguments: list[str]) -> bool:
+    """Whether all processes that torchrun has started take part in a line."""
+    return bool(arguments) and arguments[0] in TOGETHER and not {"-m", "--multirun"} & set(arguments)
+
+
+def _lead(here: Launch, command: str, arguments: list[str]) -> int:
+    """Carry a line out with the processes of other ranks."""
+    from rlprune.distributed import leading
+
+    try:
+        with leading(here):
+            return run(command, arguments)
+    except UserError as error:
+        return _fail(command, str(error))
+
+
+def _follow(here: Launch, command: str) -> int:
+    """Take part in what rank 0 does until it is done, or gone: it decides how the run ends."""
+    from rlprune.distributed import LostError, joined
+    from rlprune.training.team import Team
+
+    warnings.simplefilter("ignore")  # rank 0 tells them
+    try:
+        group = joined(here)
+    except UserError as error:
+        return _fail(command, f"rank {here.rank}: {error}")
+    try:
+        team = Team(group)
+        while True:
+            team.answer()
+    except LostError:
+        return 0
+    except Exception as error:
+        known = isinstance(error, UserError)
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        if not known:
+            traceback.print_exc()
+        return 2 if group.fail(message) else _fail(command, f"rank {here.rank}: {message}")
 
 
 def run(command: str, arguments: list[str]) -> int:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
-    {"errors", "seeding", "files", "skeleton", "plan", "shipped", "streams"},
-    {"checkpoint", "cost", "compose", "config", "grid", "kernels", "latency_model", "provenance"},
+    {"errors", "seeding", "files", "launch", "skeleton", "plan", "shipped", "streams"},
+    {"checkpoint", "cost", "compose", "config", "distributed", "grid", "kernels", "latency_model", "provenance", "sync_batch_norm"},
     {"graph", "rl"},
     {"agents", "criteria", "rewards", "models", "data", "trackers", "latency"},
     {"training", "results", "setup", "search", "report", "export", "benchmark", "evaluators"},
     {"api"},  # the composition root of calls from Python, as the commands are that of lines
     {"cli"},
-    {"commands"},
+    {"commands", "__main__"},
     {"plugins"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

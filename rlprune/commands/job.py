@@ -18,6 +18,7 @@ from rlprune.commands.sweeper import register_sweeper
 from rlprune.config import conf_dir, register, resolve
 from rlprune.errors import UserError, explain_os_error, has_working_directory
 from rlprune.files import write_failure
+from rlprune.launch import launched
 
 log = logging.getLogger("rlprune")
 Work = Callable[[Any, Path, dict[str, str]], None]
@@ -35,6 +36,8 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
             single = HydraConfig.get().mode == RunMode.RUN
             folder = RunFolder(_relative(Path(HydraConfig.get().runtime.output_dir)))
             try:
+                if launched() is not None and not single:  # a preset's grid
+                    raise _Stop(UserError("torchrun: takes one run; start several without it"))
                 _work(task, raw, folder)
                 folder.mend()
             except RunDoneError as done:
@@ -110,7 +113,8 @@ def _line_to_go_on(run_dir: Path, single: bool) -> str:
     words = [word for word in sys.argv[1:] if not word.startswith(("resume=", "hydra.sweep.dir="))]
     sweep = _relative(Path(HydraConfig.get().sweep.dir).absolute())
     words += [f"resume={run_dir}"] if single else ["resume=true", f"hydra.sweep.dir={sweep}"]
-    return f"{sys.argv[0]} {shlex.join(words)}"
+    start = "" if launched() is None else "torchrun ... -m "
+    return f"{start}{sys.argv[0]} {shlex.join(words)}"
 
 
 def _check_choices(raw: DictConfig, choices: dict[str, str]) -> None:

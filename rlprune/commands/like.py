@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from rlprune.commands.adopt import adopt_origin
 from rlprune.commands.setup import (
     choose_training_way,
+    introduce,
     make_network,
     make_setup,
     make_training,
@@ -43,6 +45,7 @@ class Like:
     architecture: Artefact
     source: SourceRun
     config: TrainConfig
+    make: Callable[[], nn.Module]  # its dense network
 
     @property
     def sparsity(self) -> float:
@@ -60,6 +63,7 @@ class Like:
         setup = setup.fitted_to(self.architecture.origin)
         setup = replace(setup, origin=replace(setup.origin, dataset=data.dataset, dataset_settings=data.dataset_settings))
         require_scores(network, setup, choices, trains=True)
+        introduce(setup, self.make)
         return choose_training_way(self.config, setup, network, run_dir), network
 
     def train(self, setup: Setup, network: nn.Module, run_dir: Path, on_epoch: OnEpoch) -> dict[str, Any]:
@@ -116,7 +120,8 @@ def read_like(config: TrainConfig, choices: dict[str, str]) -> Like | None:
     named, seeded = list(HydraConfig.get().overrides.task), replace(config, dense_seed=config.seed)
     own = any(override.startswith("model=") for override in named)
     _refuse(config, named, own)
-    found = load_architecture(folder, partial(make_network, seeded) if own else partial(_shipped_network, config.seed))
+    make: Callable[[Origin], nn.Module] = partial(make_network, seeded) if own else partial(_shipped_network, config.seed)
+    found = load_architecture(folder, make)
     if provenance(found.dense).weights is not None:
         raise UserError(f"model.weights={config.model.get('weights')}: goes not with like, which trains from scratch; leave it out")
     seed_globals(config.seed, "weights from scratch")
@@ -129,7 +134,7 @@ def read_like(config: TrainConfig, choices: dict[str, str]) -> Like | None:
     adopt_origin(config, choices, found.origin, dense_seed, named)
     if config.equal_compute:
         _lengthen(config, found.graph.macs({}) / found.graph.macs(found.keep))
-    return Like(found, read_source(folder, found.plan), config)
+    return Like(found, read_source(folder, found.plan), config, partial(make, found.origin))
 
 
 def _refuse(config: TrainConfig, named: list[str], own: bool) -> None:

@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rlprune.checkpoint import MisfitError, load_into, load_weights, tensors_che
 from rlprune.commands.fitting import fitting_model
 from rlprune.config import build, plain_settings
 from rlprune.data.base import Dataset, Splits, split
+from rlprune.distributed import current_group
 from rlprune.errors import UserError
 from rlprune.graph.run import call_model, copy_module
 from rlprune.provenance import provenance
@@ -29,18 +31,24 @@ from rlprune.training.fit import OnEpoch, unheard
 from rlprune.training.joint import JointTraining
 from rlprune.training.measure import choose_way
 from rlprune.training.recipe import make_recipe
+from rlprune.training.team import Team
 
 log = logging.getLogger(__name__)
 
 
 def make_execution(config: RunConfig) -> Execution:
-    """Device and precision; the first thing that can be wrong."""
-    return choose_execution(
+    """Device and precision, the first thing that can be wrong, and who shares the training."""
+    execution = choose_execution(
         device=config.device,
         precision=config.precision,
         channels_last=str(config.channels_last).lower(),
         compile=config.compile,
     )
+    group = current_group()
+    if group is None:
+        return execution
+    group.check(execution.device)
+    return replace(execution, team=Team(group))
 
 
 def make_dataset(config: RunConfig | BenchConfig) -> Dataset:
@@ -103,8 +111,22 @@ def prepare(config: RunConfig, choices: dict[str, str], run_dir: Path | None) ->
             "%s was trained on images of %d pixels a side, the data set has %d", known.weights, known.side, setup.origin.image_size[0]
         )
     if run_dir is not None:
+        introduce(setup, partial(make_network, _unweighted(config), setup.origin))
         setup = choose_training_way(config, setup, network, run_dir)
     return setup, network
+
+
+def introduce(setup: Setup, make: Callable[[], nn.Module]) -> None:
+    """Tell the processes that share the training, where there are some, how to make the dense network."""
+    team = setup.execution.team
+    if team is not None:
+        team.introduce(make, setup.execution.device)
+        log.info("%d processes share every training batch", team.group.size)
+
+
+def _unweighted(config: RunConfig) -> RunConfig:
+    """The same, without published weights for the network."""
+    return replace(config, model=config.model | dict.fromkeys({"weights"} & set(config.model)))
 
 
 def choose_training_way(config: RunConfig, setup: Setup, network: nn.Module, run_dir: Path) -> Setup:

@@ -1,8 +1,10 @@
 """Training batches: made on the device from a tensor that lives there, or decoded from files by workers."""
 
 import math
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,26 @@ from rlprune.data.files import ImageFiles
 from rlprune.seeding import derive_seed, torch_generator
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of a resized crop
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one of several processes takes of every batch: neighbours, as many as the others take, or one more or less.
+
+    Args:
+        rank: of the process.
+        size: number of processes.
+    """
+
+    rank: int
+    size: int
+
+    def of(self, count: int) -> range:
+        """Places in a batch of so many images; none where there are fewer of them than processes."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+
+WHOLE = Part(0, 1)
 
 
 class Batches:
@@ -45,6 +67,8 @@ class Batches:
         seed: int,
         device: torch.device,
     ) -> None:
+        given: dict[str, Any] = {"batch_size": batch_size, "normalization": normalization, "augmentation": augmentation}
+        self._again = partial(Batches, images, **given, num_classes=num_classes, seed=seed, device=device)
         self.images: Pictures = images.to(device) if isinstance(images, Images) else images
         self.batch_size, self.normalize, self.augmentation = batch_size, normalization.on(device), augmentation
         self.num_classes, self.seed, self.device = num_classes, seed, device
@@ -53,33 +77,52 @@ class Batches:
         whole, rest = divmod(len(self.images), self.batch_size)
         return max(1, whole + (rest > 1))
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch from its batch `start` on.
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which makes them anew."""
+        return self._again, ()
 
-        Float32 images of shape (n, C, H, W), and labels: int64 (n,), or where they are mixed float32 (n, classes).
+    def count(self, batch: int) -> int:
+        """Images of a batch."""
+        return min(self.batch_size, len(self.images) - batch * self.batch_size)
+
+    def epoch(self, number: int, start: int = 0, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch from its batch `start` on, or a part of each: the images that are there in the whole one.
+
+        Float32 images of shape (n, C, H, W), and labels: int64 (n,), or where they are mixed float32 (n, classes). Where the part is empty,
+        the first image stands in.
         """
         on = self.device if isinstance(self.images, Images) else torch.device("cpu")
         order = torch.randperm(len(self.images), generator=torch_generator(self.seed, f"epoch {number}", on), device=on)
         chosen = order.split(self.batch_size)[start : len(self)]
         seeds = [derive_seed(self.seed, f"epoch {number} batch {start + index}") for index in range(len(chosen))]
-        for seed, (pixels, labels) in zip(seeds, self._pixels(chosen, seeds), strict=True):
-            yield self._mixed(self.normalize(pixels), labels, seed)
+        rows = [None if part.size == 1 else self._rows(len(batch), part) for batch in chosen]
+        skipped = 0 if part.size == 1 or self._mix is None else 1
+        for seed, (pixels, labels) in zip(seeds, self._pixels(chosen, seeds, rows), strict=True):
+            images, labels = self._mixed(self.normalize(pixels), labels, seed)
+            yield images[skipped:], labels[skipped:]
 
     def augmented(self, indices: np.ndarray) -> Tensor:
         """These images, each varied once, as uint8; for looking at."""
-        ((pixels, _),) = self._pixels((torch.from_numpy(indices).to(self.device),), [self.seed])
+        ((pixels, _),) = self._pixels((torch.from_numpy(indices).to(self.device),), [self.seed], [None])
         return pixels
 
-    def _pixels(self, chosen: tuple[Tensor, ...], seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented batches, uint8."""
-        pairs = zip(chosen, seeds, strict=True)
+    def _rows(self, count: int, part: Part) -> list[int]:
+        """Places of a part in a batch, behind the image that its first one is mixed with, where they are mixed."""
+        own = part.of(count) or range(1)
+        return [*([] if self._mix is None else [(own[0] - 1) % count]), *own]
+
+    def _pixels(self, chosen: tuple[Tensor, ...], seeds: list[int], rows: Sequence[list[int] | None]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches, uint8, or some rows of each: files are decoded for these alone, images in memory varied all at once."""
+        batches = zip(chosen, seeds, rows, strict=True)
         if isinstance(self.images, ImageFiles):
-            places = (list(zip(part.tolist(), range(seed, seed + len(part)), strict=True)) for part, seed in pairs)
+            every = ((list(zip(batch.tolist(), range(seed, seed + len(batch)), strict=True)), wanted) for batch, seed, wanted in batches)
+            places = (seeded if wanted is None else [seeded[row] for row in wanted] for seeded, wanted in every)
             yield from self.images.stream(places, self._file_transform, self.device)
         elif isinstance(self.images, Images):
-            for part, seed in pairs:
+            for batch, seed, wanted in batches:
                 generator = torch.Generator(self.device).manual_seed(seed)
-                yield self._augment(self.images.pixels[part], generator), self.images.labels[part]
+                pixels, labels = self._augment(self.images.pixels[batch], generator), self.images.labels[batch]
+                yield (pixels, labels) if wanted is None else (pixels[wanted], labels[wanted])
 
     @cached_property
     def _file_transform(self) -> Callable[[Image.Image], Tensor]:

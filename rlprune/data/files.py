@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from rlprune.data.base import Images
 from rlprune.errors import UserError
+from rlprune.launch import launched
 
 UNREADABLE = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 
@@ -52,7 +53,7 @@ class ImageFiles:
         paths: one an image.
         labels: int64, shape (N,).
         geometry: of the decoded images.
-        workers: processes that decode ahead; 0 decodes in this one, None takes one a core.
+        workers: processes that decode ahead; 0 decodes in this one, None takes one a core, shared by the processes of a run here.
     """
 
     paths: Sequence[Path]
@@ -122,7 +123,9 @@ class ImageFiles:
         Raises:
             UserError: a file is no readable image.
         """
-        workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
+        here = launched()
+        share = len(os.sched_getaffinity(0)) // (1 if here is None else here.local_size)
+        workers = max(1, share) if self.workers is None else self.workers
         loader: Any = DataLoader(
             _Decoded(self, transform),  # type: ignore[arg-type]
             batch_sampler=batches,  # type: ignore[arg-type]

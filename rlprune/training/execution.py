@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rlprune.errors import UserError
+from rlprune.training.team import Team
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Execution:
         ways: of training, the first unless another one is measured to be faster.
         channels_last: memory format of inference: `auto`, `true` or `false`.
         compile: torch.compile for dense training.
+        team: the processes that share every training batch; None: this one alone.
     """
 
     device: torch.device
@@ -39,6 +41,7 @@ class Execution:
     ways: tuple[Way, ...]
     channels_last: str
     compile: bool
+    team: Team | None = None
 
     @property
     def training(self) -> Way:

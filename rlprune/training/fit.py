@@ -5,18 +5,22 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rlprune.data.batches import Batches
 from rlprune.errors import UserError
 from rlprune.kernels import careful_kernels
+from rlprune.seeding import seed_globals
 from rlprune.training.execution import Execution
 from rlprune.training.progress import Average, Progress, Saver, everything
+from rlprune.training.team import Team
 
 log = logging.getLogger(__name__)
 TELL_SECONDS = 20  # epochs that take longer get a line each
@@ -72,11 +76,11 @@ class Recipe:
 
 def cross_entropy(label_smoothing: float) -> Loss:
     """Cross-entropy with label smoothing."""
+    return partial(_cross_entropy, label_smoothing)
 
-    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
-    return loss
+def _cross_entropy(label_smoothing: float, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -173,17 +177,12 @@ class Trainer:
             advance: called behind every batch.
 
         Raises:
-            UserError: the loss or a weight is no longer finite.
+            UserError: the loss or a weight is no longer finite, or another process has failed.
         """
         progress, started = self.progress, time.monotonic()
-        self.model.to(memory_format=self._memory_format).train()
-        with careful_kernels(self.model, self.execution.device, folded=not self.execution.compile):
-            for batch in self.batches.epoch(progress.epoch, start=progress.batch):
-                self._step(batch, loss)
-                progress.batch += 1
-                advance()
-                if self.saver is not None and progress.batch < len(self.batches):
-                    self.saver.save_if_due(progress)
+        if self.execution.team is not None:
+            self._call_others(self.execution.team, loss)
+        self._steps(loss, advance)
         progress.end_epoch()
         if time.monotonic() - started > TELL_SECONDS:
             log.info("%s: epoch %d/%d, loss %.4f", self.description, progress.epoch, progress.epochs, progress.losses[-1])
@@ -198,6 +197,38 @@ class Trainer:
             self.progress.average.write_back()
         self.model.eval()
 
+    def follow(self, tensors: dict[str, Tensor], facts: dict[str, Any], loss: Loss) -> None:
+        """This process's part in an epoch of rank 0's, from the state that rank 0 is in."""
+        self.progress.identity = facts["identity"]
+        self.progress.take(tensors | _prefixed(self.model), facts)
+        self._steps(loss, lambda: None)
+
+    def _call_others(self, team: Team, loss: Loss | StepLoss) -> None:
+        """Every epoch they start anew from the state here, so that whatever happens between two epochs happens here alone."""
+        if isinstance(loss, StepLoss):
+            raise UserError(f"torchrun: {self.description} takes a loss of whole batches, which cannot be split; start it without torchrun")
+        tensors, facts = replace(self.progress, average=None).state()
+        for name in _prefixed(self.model):  # the network itself goes anyway
+            del tensors[name]
+        recipe = replace(self.recipe, ema=None)
+        team.call(follow_epoch, self.model, self.batches, self.progress.epochs, recipe, self.execution, tensors, facts, loss)
+
+    def _steps(self, loss: Loss | StepLoss, advance: Callable[[], object]) -> None:
+        """The batches that an epoch has left."""
+        progress, execution, team = self.progress, self.execution, self.execution.team
+        self.model.to(memory_format=self._memory_format).train()
+        if team is None:
+            batches = self.batches.epoch(progress.epoch, start=progress.batch)
+        else:
+            batches = cast(Batches, self.batches).epoch(progress.epoch, start=progress.batch, part=team.part)
+        with careful_kernels(self.model, execution.device, folded=not execution.compile and team is None):
+            for batch in batches:
+                self._step(batch, loss)
+                progress.batch += 1
+                advance()
+                if self.saver is not None and progress.batch < len(self.batches):
+                    self.saver.save_if_due(progress)
+
     def _loss(self, batch: Any, loss: Loss | StepLoss) -> Tensor:
         if isinstance(loss, StepLoss):
             with self.execution.autocast(training=True):
@@ -210,9 +241,16 @@ class Trainer:
 
     def _step(self, batch: Any, loss: Loss | StepLoss) -> None:
         """One update; nothing in it waits for the device."""
-        progress, value = self.progress, self._loss(batch, loss)
-        progress.optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        progress, team = self.progress, self.execution.team
+        if team is None:
+            value = self._loss(batch, loss)
+            progress.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+        else:
+            batches = cast(Batches, self.batches)
+            seed_globals(batches.seed, f"dropout {progress.epoch} {progress.batch}")  # all go the same way through a network that draws one
+            progress.optimizer.zero_grad(set_to_none=True)
+            value = team.backward(partial(self._loss, batch, loss), self.model, batches.count(progress.batch))
         if self.recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(progress.network.parameters(), self.recipe.clip_norm)
         progress.optimizer.step()
@@ -269,6 +307,25 @@ def fit(
                 saver.save_if_due(progress)
     trainer.finish()
     return progress.losses
+
+
+def follow_epoch(
+    model: nn.Module,
+    batches: Epochs,
+    epochs: int,
+    recipe: Recipe,
+    execution: Execution,
+    tensors: dict[str, Tensor],
+    facts: dict[str, Any],
+    loss: Loss,
+) -> None:
+    """What the others do while rank 0 trains for an epoch; arguments as of `Trainer` and `Trainer.follow`."""
+    Trainer(model, batches, epochs=epochs, recipe=recipe, execution=execution, description="").follow(tensors, facts, loss)
+
+
+def _prefixed(model: nn.Module) -> dict[str, Tensor]:
+    """The network's tensors under their names in the state of a training."""
+    return {f"network.{name}": tensor for name, tensor in everything(model).items()}
 
 
 def _require_finite(model: nn.Module, loss: float, where: str) -> None:

@@ -1,6 +1,7 @@
 """Training from scratch in step with a search: an epoch at a time, aligned with what the search has decided so far (RLAL, section 3.2)."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,4 +119,8 @@ class JointTraining:
         plain = cross_entropy(self.training.label_smoothing)
         if alignment is None or not alignment.num_units or beta == 0:
             return plain
-        return lambda logits, images, labels: plain(logits, images, labels) + beta * alignment()
+        return partial(_aligned, plain, alignment, beta)
+
+
+def _aligned(plain: Loss, alignment: Alignment, beta: float, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    return plain(logits, images, labels) + beta * alignment()

@@ -39,13 +39,25 @@ def distillation(teacher: nn.Module, *, rho: float, temperature: float, executio
     if rho == 0:
         return labels_alone
     teacher.eval().to(memory_format=execution.memory_format(teacher, training=False))
+    return Distillation(teacher, labels_alone, rho, temperature, execution)
 
-    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad(), execution.autocast():
-            targets = teacher(images)
-        return distilled(labels_alone(logits, images, labels), logits, targets, rho=rho, temperature=temperature)
 
-    return loss
+@dataclass(frozen=True)
+class Distillation:
+    """The loss of `distillation`, beside that of the labels."""
+
+    teacher: nn.Module
+    labels_alone: Loss
+    rho: float
+    temperature: float
+    execution: Execution
+
+    def __call__(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """As every `Loss`."""
+        with torch.no_grad(), self.execution.autocast():
+            targets = self.teacher(images)
+        loss = self.labels_alone(logits, images, labels)
+        return distilled(loss, logits, targets, rho=self.rho, temperature=self.temperature)
 
 
 def distilled(loss: Tensor, logits: Tensor, targets: Tensor, *, rho: float, temperature: float) -> Tensor:

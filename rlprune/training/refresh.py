@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,8 +128,11 @@ class FineTuning:
 
 def at_constant_rate(recipe: Recipe, lr: float) -> Recipe:
     """The same optimizer and bound of the gradient, at one learning rate."""
-
-    def optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return recipe.optimizer([{**group, "lr": lr} for group in groups])
-
+    optimizer = partial(_at_rate, recipe.optimizer, lr)
     return replace(recipe, optimizer=optimizer, lr_schedule="constant", lr_milestones=(), warmup_epochs=0)
+
+
+def _at_rate(
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer], lr: float, groups: list[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    return optimizer([{**group, "lr": lr} for group in groups])
