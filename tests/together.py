@@ -2,24 +2,30 @@
 
 import copy
 import dataclasses
+import shutil
 import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from rlprune.data.base import Augmentation, Images, Normalization
-from rlprune.data.batches import Batches
+from rlprune.data.batches import WHOLE, Batches
 from rlprune.distributed import LostError, current_group, joined, leading
+from rlprune.errors import UserError
 from rlprune.graph import prune, trace
 from rlprune.launch import launched
 from rlprune.seeding import seed_globals
+from rlprune.training import fit as fitting
 from rlprune.training.alignment import Alignment
 from rlprune.training.execution import Execution, Way
-from rlprune.training.fit import Recipe, cross_entropy, fit
+from rlprune.training.fit import Recipe, StepLoss, Trainer, cross_entropy, fit
 from rlprune.training.joint import _aligned
-from rlprune.training.progress import everything
+from rlprune.training.progress import Saver, everything
 from rlprune.training.recover import distillation
 from rlprune.training.team import Team
 
@@ -110,8 +116,6 @@ class Whole:
     """One process."""
 
     def __init__(self):
-        from rlprune.data.batches import WHOLE
-
         self.part = WHOLE
 
 
@@ -156,7 +160,128 @@ def make_without_last_norm():
     return net
 
 
-CASES = (gradients_are_those_of_the_whole_batch,)
+# -- trainings ---------------------------------------------------------------------------------------------------------------------------
+
+TRAINED: list[nn.Module] = []  # what a process that follows has trained last
+
+
+class Watched(Trainer):
+    """Remembers its network."""
+
+    def follow(self, *arguments):
+        super().follow(*arguments)
+        TRAINED[:] = [self.model]
+
+
+fitting.Trainer = Watched
+
+
+def compare(team, net):
+    """How many tensors of what the other processes have trained are not, bit for bit, those of rank 0's network."""
+    differ = torch.zeros(1)
+    if not team.leads:
+        pairs = zip(everything(TRAINED[0]).values(), everything(net).values(), strict=True)
+        differ += sum(not torch.equal(one, two) for one, two in pairs)
+    team.group.sum(differ)
+    return float(differ)
+
+
+def trained(team, start, net=None, loss=None, saver=None, **how):
+    """A network, trained in place by one process or by all."""
+    execution = dataclasses.replace(ALONE, team=team)
+    net = make() if net is None else net
+    losses = fit(
+        net, start(images(21)),
+        epochs=2, loss=loss or cross_entropy(0.1), recipe=recipe(**how), execution=execution, description="it", saver=saver,
+        progress_bar=False,
+    )  # fmt: skip
+    return net, losses
+
+
+def require_alike(one, two, tolerance=1e-5):
+    for (name, wanted), found in zip(everything(one[0]).items(), everything(two[0]).values(), strict=True):
+        one_scale, gap = float(wanted.detach().abs().max()), float((wanted - found).detach().abs().max())
+        assert gap <= tolerance * max(1.0, one_scale), (name, gap)
+    assert all(abs(a - b) <= tolerance * max(1, abs(a)) for a, b in zip(one[1], two[1], strict=True)), (one[1], two[1])
+
+
+def trainings_come_to_the_same_weights(team):
+    adam = partial(torch.optim.AdamW, lr=0.01)
+    for data, how in (
+        ({}, {}),  # 21 images in batches of 8: the last has 5, in parts of 2 and 3
+        ({"mixup": 0.4, "cutmix": 1.0}, {"clip_norm": 0.1}),
+        ({"randaugment": 9, "mixup": 0.2}, {"optimizer": adam, "lr_schedule": "cosine", "warmup_epochs": 1, "ema": 0.9}),
+    ):
+        start = partial(lambda data, images: batches(images, 8, **data), data)
+        together = trained(team, start, **how)
+        require_alike(trained(None, start, **how), together)
+        if "ema" not in how:  # which rank 0 keeps alone
+            team.call(compare, team, together[0])
+            assert compare(team, together[0]) == 0
+
+
+def pruned_networks_are_distilled_and_aligned(team):
+    dense = make()
+    with torch.no_grad():
+        dense.conv1.weight.mul_(2)
+    graph = trace(dense, torch.randn(2, 3, 7, 7), prove=False)
+    keep = {group.name: list(range(0, group.num_units, 2)) for group in graph.groups}
+    small = prune(dense, graph, keep)
+    assert small.conv1.out_channels == 3
+
+    def both(team, net, of, execution):
+        return trained(team, partial(batches, size=8), net=net, loss=of(net, dataclasses.replace(execution, team=team)))
+
+    def distils(net, execution):
+        return distillation(dense, rho=0.5, temperature=3.0, execution=execution)
+
+    def aligns(net, execution):
+        return partial(_aligned, cross_entropy(0.0), Alignment(net, graph, keep), 0.1)
+
+    for net, of in ((small, distils), (dense, aligns)):
+        require_alike(*(both(members, copy.deepcopy(net), of, ALONE) for members in (None, team)))
+
+
+class Copying(Saver):
+    """Saves behind every batch, and keeps what it has saved behind the given one."""
+
+    def __init__(self, path, after):
+        super().__init__(path, identity="this", minutes=0, resume=False)
+        self.after, self.kept = after, path.with_name(f"kept-{after}.safetensors")
+
+    def save_if_due(self, progress):
+        self._cost, self.after = 0.0, self.after - 1
+        super().save_if_due(progress)
+        if self.after == 0:
+            shutil.copy(self.path, self.kept)
+
+
+def states_go_on_with_any_number_of_processes(team):
+    with tempfile.TemporaryDirectory() as folder:
+        for first, then, dropout in ((team, team, 0.5), (None, team, 0.0), (team, None, 0.0)):
+            if dropout:
+                team.introduce(partial(make, dropout), CPU)
+            for after in (2, 3):  # within an epoch of three batches, and at its end
+                keeping = Copying(Path(folder) / "state.safetensors", after)
+                whole = trained(first, partial(batches, size=8), net=make(dropout), saver=keeping)
+                saver = Saver(keeping.kept, identity="this", minutes=9, resume=True)
+                torch.manual_seed(9)
+                again = trained(then, partial(batches, size=8), net=make(dropout), saver=saver)
+                require_alike(whole, again, 0.0 if first is then else 1e-5)
+
+
+def a_loss_of_whole_batches_is_refused(team):
+    with pytest.raises(UserError, match="cannot be split"):
+        trained(team, partial(batches, size=8), loss=StepLoss(lambda net, batch: net(batch[0]).sum()))
+
+
+CASES = (
+    gradients_are_those_of_the_whole_batch,
+    trainings_come_to_the_same_weights,
+    pruned_networks_are_distilled_and_aligned,
+    states_go_on_with_any_number_of_processes,
+    a_loss_of_whole_batches_is_refused,
+)
 
 
 def main():
@@ -174,8 +299,8 @@ def main():
             seed_globals(1, case.__name__)
             team.introduce(make, CPU)
             case(team)
-            print(case.__name__, flush=True)
+            sys.stdout.write(f"{case.__name__} holds\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
