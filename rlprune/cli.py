@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 
 from rlprune.errors import UserError, explain_os_error
 from rlprune.files import tidy_on_sigterm
-from rlprune.launch import Launch, launched
+from rlprune.launch import Launch, launched, report_failure
 from rlprune.streams import Lasting, forget_readers, open_standard_streams
 
 COMMANDS = {
@@ -232,7 +232,10 @@ def _complete(arguments: list[str]) -> int:
 
 def _fail(command: str, message: str, code: int = 2) -> int:
     message = " ".join(message.split())
-    print(f"rlprune {command}: {message}" if command != "rlprune" else f"rlprune: {message}", file=sys.stderr)
+    line = f"rlprune {command}: {message}" if command != "rlprune" else f"rlprune: {message}"
+    print(line, file=sys.stderr)
+    if launched() is not None:
+        report_failure(line)
     return code
 
 

@@ -1,7 +1,11 @@
 """What torchrun tells a process that it has started. Imports no torch."""
 
+import json
 import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -28,3 +32,11 @@ def launched() -> Launch | None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     here = Launch(*(int(os.environ[name]) for name in names))
     return here if here.size > 1 else None
+
+
+def report_failure(line: str) -> None:
+    """Have torchrun's own report of a failure, which follows below all that was printed, end in this line."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
