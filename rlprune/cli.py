@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, TextIO, cast
@@ -90,16 +91,19 @@ def _follow(here: Launch, command: str) -> int:
     from rlprune.distributed import LostError, joined
     from rlprune.training.team import Team
 
-    warnings.simplefilter("ignore")  # rank 0 tells them
+    warnings.simplefilter("ignore")  # rank 0 says the same
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
         group = joined(here)
     except UserError as error:
         return _fail(command, f"rank {here.rank}: {error}")
     try:
         team = Team(group)
-        while True:
-            team.answer()
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            while True:
+                team.answer()
     except LostError:
+        group.end()
         return 0
     except Exception as error:
         known = isinstance(error, UserError)

@@ -1,7 +1,7 @@
 """Training batches: made on the device from a tensor that lives there, or decoded from files by workers."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -95,7 +95,7 @@ class Batches:
         order = torch.randperm(len(self.images), generator=torch_generator(self.seed, f"epoch {number}", on), device=on)
         chosen = order.split(self.batch_size)[start : len(self)]
         seeds = [derive_seed(self.seed, f"epoch {number} batch {start + index}") for index in range(len(chosen))]
-        rows = [None if part.size == 1 else self._rows(len(batch), part) for batch in chosen]
+        rows = (None if part.size == 1 else self._rows(len(batch), part) for batch in chosen)
         skipped = 0 if part.size == 1 or self._mix is None else 1
         for seed, (pixels, labels) in zip(seeds, self._pixels(chosen, seeds, rows), strict=True):
             images, labels = self._mixed(self.normalize(pixels), labels, seed)
@@ -111,7 +111,7 @@ class Batches:
         own = part.of(count) or range(1)
         return [*([] if self._mix is None else [(own[0] - 1) % count]), *own]
 
-    def _pixels(self, chosen: tuple[Tensor, ...], seeds: list[int], rows: Sequence[list[int] | None]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pixels(self, chosen: tuple[Tensor, ...], seeds: list[int], rows: Iterable[list[int] | None]) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches, uint8, or some rows of each: files are decoded for these alone, images in memory varied all at once."""
         batches = zip(chosen, seeds, rows, strict=True)
         if isinstance(self.images, ImageFiles):

@@ -73,13 +73,14 @@ class Team:
         message = _Message(self)
         content = message.pickled((function, arguments))
         fresh = {number: (type(images), [getattr(images, item.name) for item in fields(images)]) for number, images in message.fresh}
-        living = [number for sent, number in self._sent.values() if sent() is not None]
+        self._sent = {place: (sent, number) for place, (sent, number) in self._sent.items() if sent() is not None}
+        living = [number for _, number in self._sent.values()]
         preface = message.pickled((living, fresh, [_described(network) for network in message.networks]))
         outlines = [_Outline.of(tensor) for tensor in message.tensors]
         head = torch.frombuffer(bytearray(pickle.dumps((outlines, preface, content))), dtype=torch.uint8)
         for tensor in (torch.tensor([len(head)]), head):
             self.group.send(tensor)
-        _flat(_bytes(message.tensors), self.group.send)
+        _flat(_bytes(message.tensors), self.group.send, back=False)
 
     def number(self, images: Any) -> tuple[int, bool]:
         """What the others call these images, and whether they have yet to get them."""
@@ -232,13 +233,13 @@ def _bytes(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in tensors if tensor.numel()]
 
 
-def _flat(tensors: list[Tensor], operate: Callable[[Tensor], object]) -> None:
-    """Let an operation that changes a flat tensor in place see several of one kind as one."""
+def _flat(tensors: list[Tensor], operate: Callable[[Tensor], object], *, back: bool = True) -> None:
+    """Let an operation on a flat tensor see several of one kind as one; `back`: what it changes in place changes in them."""
     for bucket in _buckets(tensors):
         flat = bucket[0].reshape(-1) if len(bucket) == 1 else torch.cat([tensor.reshape(-1) for tensor in bucket])
         operate(flat)
         for tensor, values in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
-            if values.data_ptr() != tensor.data_ptr():
+            if back and values.data_ptr() != tensor.data_ptr():
                 tensor.copy_(values.view(tensor.shape))
 
 
