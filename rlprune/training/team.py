@@ -62,8 +62,9 @@ class Team:
     # -- rank 0 ----------------------------------------------------------------------------------------------------------------------
 
     def introduce(self, make: Callable[[], nn.Module], device: torch.device) -> None:
-        """Tell the others how the dense network is made, and where they run it."""
+        """Tell the others how the dense network is made, and where they run it; waits until they are ready."""
         self.call(Team._prepare, self, make, device)
+        self.group.sum(torch.zeros(1))  # what fails there fails before anything is begun here
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
         """Have the others call a function with these arguments, as they are here.
@@ -112,6 +113,7 @@ class Team:
     def _prepare(self, make: Callable[[], nn.Module], device: torch.device) -> None:
         self.group.take(device)
         self._dense = make()
+        self.group.sum(torch.zeros(1))
 
     def _made(self, attributes: dict[str, dict[str, Any]], tensors: dict[str, tuple[Tensor, bool, bool]]) -> nn.Module:
         """A network of the dense one's modules, as `_described` tells it."""
