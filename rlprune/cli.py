@@ -80,8 +80,11 @@ def _lead(here: Launch, command: str, arguments: list[str]) -> int:
     from rlprune.distributed import leading
 
     try:
-        with leading(here):
-            return run(command, arguments)
+        with leading(here) as group:
+            code = run(command, arguments)
+        if code == 0:  # otherwise others may be in the middle of something, and learn of it when this process has ended
+            group.end()
+        return code
     except UserError as error:
         return _fail(command, str(error))
 

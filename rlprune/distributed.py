@@ -124,14 +124,13 @@ def current_group() -> Group | None:
 
 
 @contextmanager
-def leading(here: Launch) -> Iterator[None]:
-    """Rank 0's part: inside of this context the others wait for its messages."""
+def leading(here: Launch) -> Iterator[Group]:
+    """Rank 0's part: inside of this context the others wait for its messages. When it fails, it ends without leaving the group first."""
     group = Group(here)
     token = _current.set(group)
     try:
-        yield
-        group.end()
-    finally:  # a failure may leave others in the middle of something: they learn of it when this process has ended
+        yield group
+    finally:
         _current.reset(token)
 
 

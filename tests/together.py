@@ -15,7 +15,7 @@ from torch import nn
 
 from rlprune.data.base import Augmentation, Images, Normalization
 from rlprune.data.batches import WHOLE, Batches
-from rlprune.distributed import LostError, current_group, joined, leading
+from rlprune.distributed import LostError, joined, leading
 from rlprune.errors import UserError
 from rlprune.graph import prune, trace
 from rlprune.launch import launched
@@ -293,13 +293,14 @@ def main():
                 team.answer()
         except LostError:
             return
-    with leading(here):
-        team = Team(current_group())
+    with leading(here) as group:
+        team = Team(group)
         for case in CASES:
             seed_globals(1, case.__name__)
             team.introduce(make, CPU)
             case(team)
             sys.stdout.write(f"{case.__name__} holds\n")
+    group.end()
 
 
 if __name__ == "__main__":

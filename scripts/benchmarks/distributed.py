@@ -19,7 +19,7 @@ import torch
 from rlprune.config import build, shipped
 from rlprune.data.base import Augmentation, Images, Normalization
 from rlprune.data.batches import Batches
-from rlprune.distributed import LostError, current_group, joined, leading
+from rlprune.distributed import LostError, joined, leading
 from rlprune.launch import launched
 from rlprune.training.execution import choose_execution
 from rlprune.training.fit import Recipe, cross_entropy, fit
@@ -58,8 +58,9 @@ def work(name, count):
     if here is None:
         print(rate(name, count, None))
     elif here.rank == 0:
-        with leading(here):
-            print(rate(name, count, Team(current_group())))
+        with leading(here) as group:
+            print(rate(name, count, Team(group)))
+        group.end()
     else:
         team = Team(joined(here))
         try:
