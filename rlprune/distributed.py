@@ -1,9 +1,10 @@
 """Processes that train together: rank 0 tells the others what to do, and all of them add up gradients."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -83,7 +84,7 @@ class Group:
     def fail(self, message: str) -> bool:
         """Leave with a message that rank 0 takes up as its own failure; says whether it did."""
         self._store.set("failure", f"rank {self.rank}: {message}")
-        dist.destroy_process_group()  # so that rank 0 waits no longer
+        threading.Thread(target=self.end, daemon=True).start()  # so that rank 0 waits no longer; NCCL may be in the middle of something
         try:
             self._store.wait(["heard"], HEARD)
         except RuntimeError:
@@ -92,8 +93,9 @@ class Group:
         return True
 
     def end(self) -> None:
-        """Leave; those that wait for a message are told by that."""
-        dist.destroy_process_group()
+        """Leave; those that wait for this process learn of it, at the latest when it has ended."""
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
