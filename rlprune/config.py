@@ -29,6 +29,7 @@ from rlprune.skeleton import (
 
 __all__ = [  # with what it takes from rlprune.shipped
     "GRID_SWEEPER",
+    "LAUNCHERS",
     "build",
     "check_settings",
     "conf_dir",
@@ -44,6 +45,7 @@ __all__ = [  # with what it takes from rlprune.shipped
 ]
 
 GRID_SWEEPER = "hydra_plugins.rlprune_grid.GridSweeper"  # Hydra takes plug-ins from packages of this name alone
+LAUNCHERS = tuple(f"hydra_plugins.rlprune_launchers.{name}" for name in ("OneBoxLauncher", "RayLauncher"))
 
 
 def register() -> None:

@@ -40,6 +40,11 @@ class Cell:
         return {**(self.source.all_names if self.source else {}), **self.names}
 
     @property
+    def depth(self) -> int:
+        """How many runs stand before it, each following the one before."""
+        return 0 if self.source is None else 1 + self.source.depth
+
+    @property
     def told(self) -> set[str]:
         """Keys whose values it takes from the run that it follows."""
         return {key for key, value in {**self.fixed, **self.values}.items() if RUN in value}

@@ -110,7 +110,7 @@ class RunConfig:
 
     seed: int = MISSING
     dense_seed: int = MISSING  # of the search split, the first weights and dense training
-    device: str = MISSING  # auto, cpu, cuda or cuda:N
+    device: str = MISSING  # auto, cpu, cuda, cuda:N or free
     precision: str = MISSING  # auto, fp32 or bf16
     channels_last: str = MISSING  # auto, true or false
     compile: bool = MISSING  # torch.compile for dense training
@@ -178,7 +178,7 @@ class BenchConfig:
     """`rlprune bench`."""
 
     seed: int = MISSING  # of the images, which are noise, and of first weights
-    device: str = MISSING  # auto, cpu, cuda or cuda:N
+    device: str = MISSING  # auto, cpu, cuda, cuda:N or free
     channels_last: str = MISSING  # auto, true or false
     checkpoint: str | None = MISSING  # weights of the dense network; null: those of the run, or first ones
     run: str | None = MISSING  # run or artefact folder: its dense and its pruned network; null: the dense network of `model`

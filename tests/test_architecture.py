@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
     {"errors", "seeding", "files", "launch", "skeleton", "plan", "shipped", "streams"},
-    {"checkpoint", "cost", "compose", "config", "distributed", "grid", "kernels", "latency_model", "provenance", "sync_batch_norm"},
+    {
+        "checkpoint", "cost", "compose", "config", "distributed", "grid", "kernels", "latency_model", "places", "provenance",
+        "sync_batch_norm",
+    },  # fmt: skip
     {"graph", "rl"},
     {"agents", "criteria", "rewards", "models", "data", "trackers", "latency"},
     {"training", "results", "setup", "search", "report", "export", "benchmark", "evaluators"},

@@ -4,6 +4,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rlprune.cli import explain_config_error
+from rlprune.commands.parallel import a_place_for, register_places
 from rlprune.commands.runs import RunDoneError, RunFolder, RunFolderError, heading, meant, register_folders
-from rlprune.commands.sweeper import register_sweeper
+from rlprune.commands.sweeper import register_plugins
 from rlprune.config import conf_dir, register, resolve
 from rlprune.errors import UserError, explain_os_error, has_working_directory
 from rlprune.files import write_failure
@@ -79,7 +81,8 @@ def command(name: str) -> Callable[[Work], Callable[[], None]]:
 
         register()
         register_folders()
-        register_sweeper()
+        register_places()
+        register_plugins()
         return _unwrap(hydra.main(config_path=str(conf_dir().resolve()), config_name=name, version_base="1.3")(run))
 
     return decorate
@@ -100,7 +103,8 @@ def _work(task: Work, raw: DictConfig, folder: RunFolder) -> None:
     if resumable:
         config.resume = str(folder.path) if goes_on else None
     _check_choices(raw, choices)
-    task(config, folder.path, choices)
+    with a_place_for(config) if hasattr(config, "device") else nullcontext():
+        task(config, folder.path, choices)
 
 
 def _leave_failure(folder: RunFolder, message: str) -> None:

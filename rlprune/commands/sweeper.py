@@ -18,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from rlprune.config import GRID_SWEEPER
+from rlprune.config import GRID_SWEEPER, LAUNCHERS
 from rlprune.errors import UserError
 from rlprune.grid import Cell, narrowed, read_grid, typed
 
@@ -52,7 +52,7 @@ class GridSweeper(Sweeper):
         jobs = [_job(cell, folder, rest) for cell in cells]
         self.validate_batch_is_legal(_one_of_a_kind(jobs))
         if not str(self.config.hydra.launcher._target_).endswith(".BasicLauncher"):  # it may want them all at once
-            return _checked(cells, self.launcher.launch(jobs, initial_job_idx=0), len(cells))
+            return _checked(cells, self._in_waves(cells, jobs), len(cells))
         tried: list[Cell] = []
         results: list[JobReturn] = []
         for number, (cell, job) in enumerate(zip(cells, jobs, strict=True)):
@@ -62,13 +62,23 @@ class GridSweeper(Sweeper):
                 results += self.launcher.launch([job], initial_job_idx=number)
         return _checked(tried, results, len(cells))
 
+    def _in_waves(self, cells: Sequence[Cell], jobs: Sequence[list[str]]) -> list[JobReturn]:
+        """All that follow no other run at once, then those that follow them, and so on; results in the order of the jobs."""
+        results: dict[int, JobReturn] = {}
+        for depth in sorted({cell.depth for cell in cells}):
+            wave = [number for number, cell in enumerate(cells) if cell.depth == depth]
+            found = self.launcher.launch([jobs[number] for number in wave], initial_job_idx=len(results))
+            results.update(zip(wave, found, strict=True))
+        return [results[number] for number in range(len(cells))]
 
-def register_sweeper() -> None:
-    """Let Hydra find it: it takes plug-ins from the package `hydra_plugins` alone, which may lie on several paths."""
+
+def register_plugins() -> None:
+    """Let Hydra find ours: it takes plug-ins from the package `hydra_plugins` alone, which may lie on several paths."""
     if (folder := str(files("rlprune") / "plugins")) not in sys.path:
         sys.path.append(folder)
-    module, _, name = GRID_SWEEPER.rpartition(".")
-    Plugins.instance().register(getattr(import_module(module), name))
+    for plugin in (GRID_SWEEPER, *LAUNCHERS):
+        module, _, name = plugin.rpartition(".")
+        Plugins.instance().register(getattr(import_module(module), name))
 
 
 def chosen(cells: Sequence[Cell], given: Sequence[Override], name: str) -> tuple[list[Cell], list[str]]:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -184,7 +185,8 @@ def _decide(
         return task.evaluate(task.channel_shares)
     layers = 0 if task.bounded else len(task.turn)
     total = step_candidates(agent, state.graph, ledger.max_candidates, layers)
-    with tqdm(total=total, desc=title, unit="cand", leave=False, disable=not progress_bar) as bar:
+    silent = not progress_bar or "TQDM_DISABLE" in os.environ  # tqdm reads it only where nothing is said
+    with tqdm(total=total, desc=title, unit="cand", leave=False, disable=silent) as bar:
 
         def report(values: dict[str, Any]) -> None:
             state.history.episodes.append({"step": state.step + 1, **values})

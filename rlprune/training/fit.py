@@ -3,6 +3,7 @@
 import bisect
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -298,7 +299,8 @@ def fit(
     progress = trainer.progress
     if saver is not None:
         saver.restore(progress)
-    bar = tqdm(total=epochs * len(batches), initial=progress.steps, desc=description, unit="batch", leave=False, disable=not progress_bar)
+    silent = not progress_bar or "TQDM_DISABLE" in os.environ  # tqdm reads it only where nothing is said
+    bar = tqdm(total=epochs * len(batches), initial=progress.steps, desc=description, unit="batch", leave=False, disable=silent)
     with bar:
         while not trainer.done:
             trainer.epoch(loss, bar.update)
