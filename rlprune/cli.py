@@ -174,6 +174,8 @@ def explain_config_error(error: Exception, command: str) -> str | None:
     text = "\n".join(str(link) for link in chain)
     if found := re.search(r"(?:User|Value)Error raised while resolving interpolation: (.*)", text):
         return found[1]
+    if found := re.search(r"Could not (?:find|load) 'hydra/launcher/((joblib|submitit)\w*)'", text):
+        return f"hydra/launcher={found[1]}: is not installed; pip install 'rlprune[{found[2]}]'"
     if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         from rlprune.config import conf_dir
 
