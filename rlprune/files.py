@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and files that one process holds. Imports no torch."""
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -8,6 +9,8 @@ import logging
 import os
 import re
 import signal
+import stat
+import sys
 import tempfile
 import threading
 import time
@@ -17,10 +20,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from rlprune.errors import UserError
 
 TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # as write_atomically names them
 SEAL = "crc32"
+MOST = 1 << 28  # bytes of a text file: a hundred times what the longest search writes
+MOST_VALUES = 1 << 16  # of a config
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -86,8 +93,8 @@ def tidy_on_sigterm() -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write a text file atomically; halves of letters, which JSON may hold and UTF-8 not, as their numbers."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -105,6 +112,47 @@ def _checksum(entries: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(entries, sort_keys=True).encode())
 
 
+def read_text(path: Path) -> str:
+    """A text file, as far as it may be one: no device or pipe, which have no end, and of no more than `MOST` bytes.
+
+    Raises:
+        OSError: it is absent, unreadable, or no such file.
+        ValueError: it is no UTF-8.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
+    if found.st_size > MOST:
+        raise OSError(errno.EFBIG, f"has {found.st_size / 1e6:,.0f} MB, which no file of its kind has", str(path))
+    return path.read_text(encoding="utf-8")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A yaml mapping of plain values.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is none.
+    """
+    try:
+        value = yaml.load(read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        _count(value, [MOST_VALUES])
+    except (yaml.YAMLError, RecursionError, TypeError, AttributeError, IndexError) as error:  # the last ones by tags that do not fit
+        raise ValueError(f"{path}: is no yaml of plain values ({type(error).__name__})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: should hold a mapping")
+    return value
+
+
+def _count(value: Any, left: list[int]) -> None:
+    """Refuse more values than a config has; aliases of aliases may stand for more than fit into memory."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"holds more than {MOST_VALUES} values")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _count(item, left)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; the checksum of `write_sealed` is looked at and left out.
 
@@ -112,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is absent, unreadable, not an object, or not as it was written.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """The runs that a glob finds: what the finished ones have measured, and how far the others have come. Reads files, trusts none."""
 
 import glob
+import io
 import math
 import os
 import re
@@ -14,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from rlprune.errors import UserError
-from rlprune.files import is_held, read_json
+from rlprune.files import is_held, read_json, read_text, read_yaml
 from rlprune.results.record import FORMAT
 
 MARKERS = ("result.json", "failed.json", "config.yaml")
@@ -88,10 +88,19 @@ class Run:
         """metrics.csv, layers.csv, episodes.csv or sensitivity.csv; empty where it is absent, damaged or being written."""
         if name not in self.tables:
             try:
-                self.tables[name] = pd.read_csv(self.folder / name)
+                self.tables[name] = read_table(self.folder / name)
             except (OSError, ValueError, OverflowError):  # pandas' errors of parsing are ValueErrors
                 self.tables[name] = pd.DataFrame()
         return self.tables[name]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV file.
+
+    Raises:
+        OSError, ValueError, OverflowError: it is absent, or damaged.
+    """
+    return pd.read_csv(io.StringIO(read_text(path)))
 
 
 def find_runs(patterns: Iterable[str]) -> list[Run]:
@@ -201,10 +210,9 @@ def _read(folder: Path) -> Run | None:
 def _config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """config.yaml: its text, its settings, flat, and as it stands; empty where it cannot be read."""
     try:
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return (text, _flat(config), config) if isinstance(config, dict) else (text, {}, {})
-    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):  # an alias may lead round in circles
+        config = read_yaml(folder / "config.yaml")
+        return read_text(folder / "config.yaml"), _flat(config), config
+    except (OSError, ValueError):
         return "", {}, {}
 
 
@@ -240,7 +248,7 @@ def _line(text: str, most: int = 500) -> str:
 def how_far(folder: Path) -> str:
     """What metrics.csv says of a search that goes on; empty where it says nothing yet."""
     try:
-        last = pd.read_csv(folder / "metrics.csv").iloc[-1]
+        last = read_table(folder / "metrics.csv").iloc[-1]
         return (
             f"step {last['step']:.0f} done, {100 * last['sparsity']:.1f} % of the channels gone, "
             f"{100 * last['accuracy_recovered']:.2f} % on the search split"
