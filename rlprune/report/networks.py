@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rlprune.config import conf_dir
+from rlprune.config import conf_dir, shipped_names
 from rlprune.errors import UserError
 from rlprune.files import read_json
 from rlprune.report.collect import Run, is_number
@@ -205,7 +205,8 @@ def _model_label(run: Run) -> str:
 
 def _changed(run: Run, group: str) -> dict[str, Any]:
     """Settings of a model or data set that are not the shipped ones."""
-    shipped = _shipped(str(conf_dir() / group / f"{run.choices[group]}.yaml"))
+    known = run.choices[group] in shipped_names(group)  # a file may name anything, a path among them
+    shipped = _shipped(str(conf_dir() / group / f"{run.choices[group]}.yaml")) if known else {}
     own = _own_settings(run, group)
     return {key: value for key, value in own.items() if key != "_target_" and shipped.get(key) != value and not _open(shipped.get(key))}
 
