@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import stat
-import sys
 import tempfile
 import threading
 import time

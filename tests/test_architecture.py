@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
-    {"errors", "seeding", "files", "launch", "skeleton", "plan", "shipped", "streams"},
+    {"errors", "seeding", "files", "launch", "memory", "skeleton", "plan", "shipped", "streams"},
     {
         "checkpoint", "cost", "compose", "config", "distributed", "grid", "kernels", "latency_model", "places", "provenance",
         "sync_batch_norm",

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 @command("bench")
 def main(config: BenchConfig, run_dir: Path, choices: dict[str, str]) -> None:
     """Rebuild the networks, time them by turns on noise, draw."""
+    import math
+
     import torch
 
     from rlprune.benchmark.bench import Bench, cpu_threads
+    from rlprune.memory import require_memory
     from rlprune.results.bench import write_bench, write_rows
     from rlprune.results.record import Clock, Identity
     from rlprune.training.execution import choose_device
@@ -25,6 +28,7 @@ def main(config: BenchConfig, run_dir: Path, choices: dict[str, str]) -> None:
     with clock.phase("networks"):
         networks, shape = _of_model(config, choices) if config.run is None else _of_run(config, choices)
     shape = (shape[0], config.image_size, config.image_size) if config.image_size is not None else shape
+    require_memory(4 * max(config.batch_sizes) * math.prod(shape), f"batch_sizes={config.batch_sizes}", "take fewer images")
     images = torch.randn(max(config.batch_sizes), *shape, generator=torch.Generator().manual_seed(config.seed)).to(device)
     bench = Bench(
         networks,

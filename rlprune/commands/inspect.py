@@ -41,7 +41,6 @@ def _of_model(config: InspectConfig, setup: "Setup") -> "Inspected":
     import torch
 
     from rlprune.commands.setup import load_checkpoint, make_network
-    from rlprune.errors import UserError
     from rlprune.graph import trace
     from rlprune.provenance import provenance
     from rlprune.results.inspection import Inspected
@@ -50,8 +49,6 @@ def _of_model(config: InspectConfig, setup: "Setup") -> "Inspected":
     if config.checkpoint is not None:
         load_checkpoint(network, config.checkpoint)
     side = provenance(network).side if config.image_size is None else config.image_size
-    if side is not None and side < 1:
-        raise UserError(f"image_size={side}: must be ≥ 1")
     channels, *size = setup.origin.shape
     example = torch.randn(1, channels, *([side, side] if side else size), generator=torch.Generator().manual_seed(config.seed))
     example = example.to(setup.execution.device)

@@ -20,6 +20,7 @@ from rlprune.data.base import Dataset, Splits, split
 from rlprune.distributed import current_group
 from rlprune.errors import UserError
 from rlprune.graph.run import call_model, copy_module
+from rlprune.memory import bounded_weights
 from rlprune.provenance import provenance
 from rlprune.results.origin import Origin
 from rlprune.seeding import seed_globals
@@ -91,7 +92,8 @@ def make_network(config: RunConfig | BenchConfig, origin: Origin) -> nn.Module:
         UserError: the config names something that is no network.
     """
     seed_globals(config.dense_seed, "initial weights")
-    network = build(config.model, "model", in_channels=origin.in_channels, num_classes=len(origin.class_names))
+    with bounded_weights(f"model={origin.model}"):
+        network = build(config.model, "model", in_channels=origin.in_channels, num_classes=len(origin.class_names))
     if not isinstance(network, nn.Module):
         raise UserError(f"model._target_={config.model['_target_']}: makes a {type(network).__name__}, not a torch.nn.Module")
     return network

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlprune.errors import UserError
+from rlprune.memory import LARGEST_SIDE
 from rlprune.seeding import numpy_generator
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,16 @@ class Augmentation:
     cutmix: float = 0.0
 
 
+def check_side(name: str, side: int) -> None:
+    """Refuse images that are larger than any network takes.
+
+    Raises:
+        ValueError: this one is.
+    """
+    if side > LARGEST_SIDE:
+        raise ValueError(f"{name}={side}: must be ≤ {LARGEST_SIDE} pixels")
+
+
 @dataclass(kw_only=True)
 class Dataset(ABC):
     """A source of images with a training split and a test split.
@@ -121,8 +132,8 @@ class Dataset(ABC):
     def __post_init__(self) -> None:
         if not 0 < self.search_fraction < 1:
             raise ValueError(f"search_fraction={self.search_fraction}: must be in (0, 1)")
-        if self.crop < 0:
-            raise ValueError(f"crop={self.crop}: must be ≥ 0")
+        if not 0 <= self.crop <= LARGEST_SIDE:
+            raise ValueError(f"crop={self.crop}: must be ≥ 0, and ≤ {LARGEST_SIDE}")
         area = self.resized_crop
         if area is not None and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
             raise ValueError(f"resized_crop={area}: must be null, or two shares of the area, such as [0.08,1.0]")

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rlprune.data.base import Dataset, Images, stratified_order
+from rlprune.data.base import Dataset, Images, check_side, stratified_order
+from rlprune.memory import require_memory
 from rlprune.seeding import numpy_generator
 
 TEST_IMAGES = 359  # a fifth
@@ -26,6 +27,8 @@ class Digits(Dataset):
         super().__post_init__()
         if self.image_size < 8:
             raise ValueError(f"image_size={self.image_size}: must be ≥ 8")
+        check_side("image_size", self.image_size)
+        require_memory(12_000 * self.image_size**2, f"dataset.image_size={self.image_size}", "make it smaller")  # floats, then bytes
 
     def read_train(self) -> tuple[Images, tuple[str, ...]]:
         """1,438 images, grey in three channels."""

@@ -3,14 +3,16 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rlprune.checkpoint import load_tensors, save_tensors
-from rlprune.data.base import Dataset, Images, Normalization, Pictures, measure_normalization, sample
+from rlprune.data.base import Dataset, Images, Normalization, Pictures, check_side, measure_normalization, sample
 from rlprune.data.files import Geometry, ImageFiles
 from rlprune.errors import UserError
 from rlprune.files import recall, write_sealed
+from rlprune.memory import require_memory
 from rlprune.seeding import numpy_generator
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -42,6 +44,8 @@ class ImageFolder(Dataset):
         super().__post_init__()
         if self.image_size < 1:
             raise ValueError(f"image_size={self.image_size}: must be ≥ 1")
+        check_side("image_size", self.image_size)
+        check_side("resize", self.resize or 1)
         if self.resize is not None and self.resize < self.image_size:
             raise ValueError(f"resize={self.resize}: must be ≥ image_size={self.image_size}, or null")
         if self.memory_gb < 0:
@@ -77,9 +81,10 @@ class ImageFolder(Dataset):
         if not isinstance(images, ImageFiles) or images.decoded_bytes > self.memory_gb * 1e9:
             return images
         cache = self.cache_dir / f"{self._name}-{len(images)}-{images.checksum():016x}.safetensors"
-        cached = _load_cache(cache)
+        cached = _load_cache(cache, images)
         if cached is not None:
             return cached
+        require_memory(images.decoded_bytes, f"dataset.memory_gb={self.memory_gb:g}", "lower it, so that they stay on disk")
         decoded = images.load()
         save_tensors(cache, {"pixels": decoded.pixels, "labels": decoded.labels})
         return decoded
@@ -88,10 +93,9 @@ class ImageFolder(Dataset):
         """Measured on all training images, or on 10,000 of them where they stay on disk, and kept for the next run."""
         cache = self.cache_dir / f"{self._name}-{len(train)}-{train.checksum():016x}.json"
         kept = recall(cache)
-        try:
+        if all(_are_constants(kept.get(name), train.shape[0]) for name in ("mean", "std")) and min(kept["std"]) > 0:
             return Normalization(tuple(map(float, kept["mean"])), tuple(map(float, kept["std"])))
-        except (ValueError, KeyError, TypeError):
-            log.debug("no constants in %s yet", cache)
+        log.debug("no constants in %s yet", cache)
         if not isinstance(train, Images):
             log.info("%d training images stay on disk; measuring mean and standard deviation on %d", len(train), min(MEASURED, len(train)))
         measured = measure_normalization(sample(train, MEASURED, numpy_generator(0, "normalisation")).load())
@@ -140,12 +144,21 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _load_cache(path: Path) -> Images | None:
+def _are_constants(values: Any, channels: int) -> bool:
+    """Finite numbers, one a channel."""
+    numbers = isinstance(values, list) and len(values) == channels and all(type(value) in (int, float) for value in values)
+    return numbers and all(abs(value) < 1e6 for value in values)
+
+
+def _load_cache(path: Path, images: ImageFiles) -> Images | None:
+    """The decoded images that a file keeps; None where there is none, or it holds others."""
     if not path.exists():
         return None
     try:
         tensors, _ = load_tensors(path)
-        return Images(tensors["pixels"], tensors["labels"])
+        pixels, labels = tensors["pixels"], tensors["labels"]
+        if pixels.dtype == torch.uint8 and (len(images), *images.shape) == tuple(pixels.shape) and torch.equal(labels, images.labels):
+            return Images(pixels, labels)
     except (UserError, KeyError):
         log.debug("cache %s could not be read", path, exc_info=True)
     log.warning("%s: the cache is damaged; decoding the images again", path)

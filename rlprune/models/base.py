@@ -2,14 +2,16 @@
 
 from torch import nn
 
+MOST_CHANNELS = 1 << 20  # of a layer; whether a network fits into memory is another question
+
 
 def scaled(channels: int, width: float) -> int:
     """`channels` times `width`, to the nearest integer, at least 1.
 
     Raises:
-        ValueError: the width is not positive.
+        ValueError: the width is not positive, or a layer would have millions of channels.
     """
-    _check(width)
+    _check(channels, width)
     return max(1, round(channels * width))
 
 
@@ -19,7 +21,7 @@ def scaled_by_8(channels: int, width: float) -> int:
     Raises:
         ValueError: the width is not positive.
     """
-    _check(width)
+    _check(channels, width)
     nearest = max(8, int(channels * width / 8 + 0.5) * 8)
     return nearest if nearest >= 0.9 * channels * width else nearest + 8
 
@@ -41,6 +43,8 @@ def initialize(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _check(width: float) -> None:
+def _check(channels: int, width: float) -> None:
     if width <= 0:
         raise ValueError(f"width={width}: must be > 0")
+    if channels * width > MOST_CHANNELS:
+        raise ValueError(f"width={width}: makes layers of {channels * width:.0f} channels; make it smaller")

@@ -85,8 +85,8 @@ class CifarResNet(Family):
 
     def __init__(self, *, depth: int, width: float, shortcut: Literal["A", "B"], in_channels: int, num_classes: int) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth={depth}: must be 6n + 2, such as 20, 32, 44, 56 or 110")
+        if not 8 <= depth <= 1202 or (depth - 2) % 6:
+            raise ValueError(f"depth={depth}: must be 6n + 2, such as 20, 32, 44, 56 or 110, and at most 1202")
         stages = [scaled(channels, width) for channels in (16, 32, 64)]
         self.conv1 = nn.Conv2d(in_channels, stages[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stages[0])

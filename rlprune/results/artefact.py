@@ -13,6 +13,7 @@ from torch import nn
 from rlprune.checkpoint import load_into, load_tensors, save_tensors
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph, prune, trace
+from rlprune.memory import require_memory
 from rlprune.plan import check_files, read_sealed, write_plan
 from rlprune.results.origin import Origin, read_origin
 
@@ -70,6 +71,7 @@ def load_artefact(folder: Path, make: Callable[[Origin], nn.Module] = Origin.bui
         UserError: a file is absent, damaged, of a newer version, or does not fit the others; names it.
     """
     plan, origin, keep = read_plan(folder / "plan.json")
+    require_memory((folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).is_file() else 0, str(folder / WEIGHTS), "copy it again")
     check_files(folder, plan["hashes"], WEIGHTS)  # before a network is built for them
     found = _build(folder / "plan.json", plan, origin, keep, make)
     load_into(found.network, load_tensors(folder / WEIGHTS)[0], str(folder / WEIGHTS))

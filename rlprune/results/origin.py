@@ -8,7 +8,10 @@ from typing import Any
 from torch import nn
 
 from rlprune.errors import UserError
+from rlprune.memory import LARGEST_SIDE, bounded_weights
 from rlprune.shipped import make_shipped, shipped_names
+
+MOST_PIXELS = 4 * LARGEST_SIDE**2  # of an image, over all channels
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class Origin:
                 f"{' '.join(words)} beside the folder, or rlprune.load(FOLDER, model=NETWORK)"
             )
         sizes = {"in_channels": self.in_channels, "num_classes": len(self.class_names)}
-        network: nn.Module = make_shipped("model", self.model, self.model_settings, **sizes)
+        settings = self.model_settings | dict.fromkeys({"weights"} & set(self.model_settings))  # nothing is fetched because a file says so
+        with bounded_weights(f"model={self.model}"):
+            network: nn.Module = make_shipped("model", self.model, settings, **sizes)
         return network
 
 
@@ -66,7 +71,8 @@ def read_origin(raw: Any) -> Origin:
         **{name: isinstance(raw[name], str) for name in ("model", "dataset")},
         **{name: isinstance(raw[name], dict) for name in ("model_settings", "dataset_settings")},
         "in_channels": type(channels) is int and 1 <= channels <= 1024,
-        "image_size": isinstance(size, list) and len(size) == 2 and all(type(side) is int and 1 <= side <= 8192 for side in size),
+        "image_size": isinstance(size, list) and len(size) == 2 and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in size),
+        "in_channels and image_size": type(channels) is int and isinstance(size, list) and channels * math.prod(size) <= MOST_PIXELS,
         "class_names": isinstance(classes, list) and len(classes) >= 1 and all(isinstance(name, str) for name in classes),
     }
     wrong = next((name for name, holds in checks.items() if not holds), None)
