@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlprune.errors import UserError
 from rlprune.files import read_json
-from rlprune.shipped import check_settings, conf_dir, load_yaml, plain_settings, refusal, shipped, shipped_names, suggestion
+from rlprune.shipped import check_settings, conf_dir, convert, load_yaml, plain_settings, refusal, shipped, shipped_names, suggestion
 from rlprune.skeleton import (
     BenchConfig,
     EvaluateConfig,
@@ -104,7 +104,7 @@ def _told_by(run: str, what: Callable[[Any], Any]) -> Any:
         raise ValueError(f"{run}: is not finished, and this run follows it; finish it first, by the same line")
     try:
         return what(read_json(path))
-    except (UserError, ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
+    except (UserError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{path}: is damaged; delete that run's folder and start it again") from error
 
 
@@ -140,10 +140,9 @@ def build(node: Any, key: str, **runtime: Any) -> Any:
     given = {name: value for name, value in runtime.items() if name in parameters}
     checked = check_settings(factory, parameters, settings, key, given)
     try:
-        return hydra.utils.instantiate({"_target_": target, "_partial_": True, "_convert_": "all", **checked})(**given)
-    except (ValueError, TypeError, hydra.errors.InstantiationException) as error:
-        cause = error.__cause__ if isinstance(error, hydra.errors.InstantiationException) and error.__cause__ else error
-        raise refusal(key, settings, cause) from error
+        return factory(**checked, **given)  # not instantiate, which would call what nested settings name: some come out of files
+    except (ValueError, TypeError) as error:
+        raise refusal(key, settings, error) from error
 
 
 def word_choices(node: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -179,6 +178,7 @@ def resolve(config: DictConfig) -> Any:
         raise UserError(f"{sorted(missing)[0]}: is missing; set it on the command line")
     resolved = OmegaConf.to_object(config)
     _check_plugins(resolved, "")
+    _check_lists(resolved, "")
     check_ranges(resolved)
     return resolved
 
@@ -192,6 +192,16 @@ def _check_plugins(config: Any, prefix: str) -> None:
         elif item.type is Any and item.metadata.get("plugin", True) and not (isinstance(value, dict) and "_target_" in value):
             group = f"{item.name}@{key}" if prefix else key
             raise UserError(f"{key}={value}: is no plug-in; choose one with {group}=NAME: {', '.join(shipped_names(item.name))}")
+
+
+def _check_lists(config: Any, prefix: str) -> None:
+    """What is in a list is of its type; OmegaConf lets lists and mappings through."""
+    for item in dataclasses.fields(config):
+        value, key = getattr(config, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value):
+            _check_lists(value, f"{key}.")
+        elif typing.get_origin(item.type) is list:
+            convert(key, value, item.type)
 
 
 def _refuse_additions(config: DictConfig, skeleton: type, prefix: str) -> None:

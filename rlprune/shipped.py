@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -110,7 +110,7 @@ def check_settings(
             raise UserError(f"{key}.{name}: no such setting{near}; there are {', '.join(n for n in parameters if n not in given)}")
         default = parameters[name].default
         plain = type(default) if type(default) in (bool, int, float, str) else Any  # where a library has no usable annotations
-        checked[name] = _convert(f"{key}.{name}", value, hints.get(name, plain))
+        checked[name] = convert(f"{key}.{name}", value, hints.get(name, plain))
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         if required and name not in checked and name not in given:
@@ -118,7 +118,12 @@ def check_settings(
     return checked
 
 
-def _convert(key: str, value: Any, hint: Any) -> Any:
+def convert(key: str, value: Any, hint: Any) -> Any:
+    """A value of the annotated type; integers become floats where floats are asked for.
+
+    Raises:
+        UserError: it is of another type.
+    """
     if hint is Any or hint is inspect.Parameter.empty:
         return value
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -128,7 +133,7 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
         for option in typing.get_args(hint):
             if option is not type(None):
                 try:
-                    return _convert(key, value, option)
+                    return convert(key, value, option)
                 except UserError:
                     continue
     elif typing.get_origin(hint) is Literal:
@@ -137,12 +142,12 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     elif typing.get_origin(hint) in (list, tuple):
         if isinstance(value, list | tuple):
             inner = typing.get_args(hint)[0] if typing.get_args(hint) else Any
-            return [_convert(key, item, inner) for item in value]
+            return [convert(key, item, inner) for item in value]
     elif typing.get_origin(hint) is dict:
         if isinstance(value, dict):
             return value
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return float(value)
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):

@@ -1,13 +1,15 @@
 """The typed skeleton of every command's configuration; all defaults are in the yaml files."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
 from rlprune.errors import UserError
+from rlprune.memory import LARGEST_SIDE
 
+MOST = 10**18  # of any setting; larger numbers overflow where they are used
 EXPORT_FORMATS = ("onnx", "torch_export")
 
 
@@ -243,8 +245,24 @@ class ReportConfig:
     paths: Paths = field(default_factory=Paths)
 
 
+def _check_numbers(value: Any, key: str) -> None:
+    """Whole numbers that 64 bits hold, and floating-point ones that are some."""
+    if is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_numbers(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            _check_numbers(item, key)
+    elif isinstance(value, int | float):
+        shown = f"={value:.3g}" if isinstance(value, float) or abs(value) < 1e300 else ""
+        _require(abs(value) < MOST, f"{key}{shown}", f"must be a number between ± {MOST:.0e}")
+
+
 def check_ranges(config: Any) -> None:
     """Values that types alone cannot refuse."""
+    _check_numbers(config, "")
     for key, value in (("training", getattr(config, "training", None)), ("recovery", getattr(config, "recovery", None))):
         if value is not None:
             _require(value.batch_size >= 2, f"{key}.batch_size={value.batch_size}", "must be ≥ 2, as batch norm cannot train on one image")
@@ -252,7 +270,8 @@ def check_ranges(config: Any) -> None:
             _require(value.clip_norm is None or value.clip_norm > 0, f"{key}.clip_norm={value.clip_norm}", "must be > 0, or null")
             schedules = ("one_cycle", "cosine", "step", "constant")
             _require(value.lr_schedule in schedules, f"{key}.lr_schedule={value.lr_schedule}", f"must be one of {', '.join(schedules)}")
-            ordered = value.lr_milestones == sorted(set(value.lr_milestones)) and min(value.lr_milestones, default=1) > 0
+            whole = all(isinstance(epoch, int) for epoch in value.lr_milestones)
+            ordered = whole and value.lr_milestones == sorted(set(value.lr_milestones)) and min(value.lr_milestones, default=1) > 0
             _require(ordered, f"{key}.lr_milestones={value.lr_milestones}", "must be epochs in ascending order, such as [60,120]")
             steps = (value.lr_schedule == "step") == bool(value.lr_milestones)
             _require(steps, f"{key}.lr_milestones={value.lr_milestones}", "goes with lr_schedule=step alone; [] for the others")
@@ -278,6 +297,9 @@ def check_ranges(config: Any) -> None:
         _require(config.dense_seed >= 0, f"dense_seed={config.dense_seed}", "must be ≥ 0")
     if isinstance(config, SensitivityConfig):
         _check_sensitivity(config)
+    if isinstance(config, InspectConfig | BenchConfig):
+        side = config.image_size
+        _require(side is None or 1 <= side <= LARGEST_SIDE, f"image_size={side}", f"must be ≥ 1 and ≤ {LARGEST_SIDE} pixels, or null")
     if isinstance(config, InspectConfig):
         _require(config.draw in ("png", "svg", "pdf", "none"), f"draw={config.draw}", "must be one of png, svg, pdf, none")
     if isinstance(config, BenchConfig):
@@ -291,7 +313,7 @@ def check_ranges(config: Any) -> None:
         _require(not epochs, "training.epochs=0", "must be ≥ 1 for joint training, which trains from scratch")
         _check_schedule(config.schedule)
         _check_budget(config.budget)
-        _require(config.latency.batch_size >= 1, f"latency.batch_size={config.latency.batch_size}", "must be ≥ 1")
+        _require(1 <= config.latency.batch_size <= 1 << 16, f"latency.batch_size={config.latency.batch_size}", "must be ≥ 1 and ≤ 65536")
         recovery, search = config.recovery, config.search
         _require(0 <= recovery.rho <= 1, f"recovery.rho={recovery.rho}", "must be in [0, 1]")
         _require(recovery.temperature > 0, f"recovery.temperature={recovery.temperature}", "must be > 0")
@@ -338,7 +360,6 @@ def _check_bench(config: BenchConfig) -> None:
     _require(config.threads is None or config.threads >= 1, f"threads={config.threads}", "must be ≥ 1, or null for as many as torch takes")
     _require(config.seconds > 0, f"seconds={config.seconds}", "must be > 0")
     _require(config.rounds >= 1, f"rounds={config.rounds}", "must be ≥ 1")
-    _require(config.image_size is None or config.image_size >= 1, f"image_size={config.image_size}", "must be ≥ 1, or null")
 
 
 def _check_export(config: ExportConfig) -> None:
