@@ -4,6 +4,8 @@ import argparse
 import errno
 import json
 import pathlib
+import stat
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from rlprune.errors import UserError
 from rlprune.files import write_atomically
+from rlprune.memory import require_memory
 
 TENSOR = "__tensor__"  # stands for a tensor in JSON values
 
@@ -47,8 +50,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and metadata that `save_tensors` wrote.
 
     Raises:
-        UserError: the file is absent, truncated or not safetensors.
+        UserError: the file is absent, truncated or not safetensors, or does not fit into memory.
     """
+    _require_room(path, "")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -76,6 +80,17 @@ def _is_whole(tensors: Mapping[str, Tensor], ours: dict[str, Any]) -> bool:
     if "seal" in ours:
         return bool(ours["seal"] == _seal(tensors, ours.get("metadata", {})))
     return bool(ours.get("crc32", 0) == (tensors_checksum(tensors) if "crc32" in ours else 0))  # older files: of the tensors alone
+
+
+def _require_room(path: Path, subject: str) -> None:
+    """Refuse what is no plain file, and one that claims more than memory holds, as a file of holes may."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{subject}{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{subject}{path}: is no file; name a .safetensors or .pt file")
+    require_memory(found.st_size, f"{subject}{path}", "copy or train it again")
 
 
 def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
@@ -145,7 +160,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _load_torch(path: Path) -> dict[str, Tensor]:
+    _require_room(path, "checkpoint=")
     try:
+        _refuse_compressed(path)
         with torch.serialization.safe_globals(HARMLESS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -160,6 +177,19 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
         raise UserError(f"checkpoint={path}: holds no state dict; save torch.save(model.state_dict(), path)")
     return loaded
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive that unfolds to more than it takes, which those of torch never do.
+
+    Raises:
+        ValueError: this one does.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("it is compressed")
 
 
 def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

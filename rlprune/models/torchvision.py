@@ -2,8 +2,11 @@
 
 import difflib
 import inspect
+import os
 import pickle
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from torch import nn
 
 from rlprune.errors import UserError
 from rlprune.provenance import Provenance, mark
+
+SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def network_names() -> list[str]:
@@ -78,7 +83,7 @@ def _download(name: str, weights: Any) -> nn.Module:
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(20)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _weights_only():
             return _build(name, weights, len(weights.meta["categories"]))
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:  # no network, or a broken file
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
@@ -87,6 +92,19 @@ def _download(name: str, weights: Any) -> nn.Module:
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Torchvision unpickles whatever lies in torch's cache, code and all, unless torch is told otherwise."""
+    before = os.environ.get(SAFE)
+    os.environ[SAFE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(SAFE)
+        if before is not None:
+            os.environ[SAFE] = before
 
 
 def _side(shapes: Any) -> int:
