@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +22,11 @@ from rlprune.data.base import Images
 from rlprune.errors import UserError
 from rlprune.launch import launched
 
-UNREADABLE = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
+MOST_PIXELS = 1 << 27  # of a picture on disk, half a gigabyte in memory
+# What Pillow raises for damaged files; the warning where it is made an error.
+_PILLOW = (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, struct.error, zlib.error)
+_PYTHON = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError, RuntimeError)
+UNREADABLE: tuple[type[BaseException], ...] = (*_PILLOW, *_PYTHON)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Geometry:
             return picture if (width, height) == (self.size, self.size) else picture.resize((self.size,) * 2, Image.Resampling.BILINEAR)
         scale = self.resize / min(width, height)
         wide, high = max(self.resize, round(width * scale)), max(self.resize, round(height * scale))
+        if wide * high > MOST_PIXELS:
+            raise ValueError(f"{width} × {height} pixels make {wide} × {high} where the shorter side becomes {self.resize}")
         left, top = round((wide - self.size) / 2), round((high - self.size) / 2)
         picture = picture if (wide, high) == (width, height) else picture.resize((wide, high), Image.Resampling.BILINEAR)
         return picture.crop((left, top, left + self.size, top + self.size))
@@ -99,7 +107,7 @@ class ImageFiles:
             raise UserError(f"dataset.image_size={size}: {len(self)} such images do not fit into memory; make it smaller") from error
 
         def read(index: int) -> None:
-            pixels[index] = np.asarray(self.geometry(open_picture(self.paths[index])))
+            pixels[index] = np.asarray(shaped_picture(self.paths[index], self.geometry))
 
         executor = ThreadPoolExecutor(max_workers=os.cpu_count())
         try:
@@ -168,11 +176,12 @@ class _Decoded:
     def __getitem__(self, item: tuple[int, int]) -> tuple[Any, int, str | None]:
         index, seed = item
         try:
-            picture = open_picture(self.files.paths[index])
+            path = self.files.paths[index]
+            picture = shaped_picture(path, self.files.geometry) if self.transform is None else open_picture(path)
         except UserError as error:  # travels as text: an exception from a worker brings its traceback along
             return None, 0, str(error)
         if self.transform is None:
-            pixels = torch.from_numpy(np.array(self.files.geometry(picture))).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)  # the same picture whichever worker draws it, and whenever
@@ -195,9 +204,29 @@ def open_picture(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
+            _check_pixels(image)  # before they are decoded
             return as_rgb(image)
     except UNREADABLE as error:
         raise UserError(f"{path}: is no readable image ({error}); replace or remove it") from error
+
+
+def shaped_picture(path: Path, geometry: Geometry) -> Image.Image:
+    """A file as an RGB picture of the data set's size.
+
+    Raises:
+        UserError: it is no readable image, or one too long and narrow for that.
+    """
+    picture = open_picture(path)
+    try:
+        return geometry(picture)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; replace or remove it") from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuse pictures that are bombs or mistakes; Pillow itself refuses those of twice as many pixels."""
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"it has {image.width} × {image.height} pixels, more than {MOST_PIXELS}")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -64,12 +64,11 @@ class Preprocessing:
         """uint8, shape (C, H, W)."""
         try:
             picture = as_rgb(picture)
+            height, width = self.image_size
+            picture = Geometry(height, self.resize)(picture) if height == width else picture
         except (OSError, ValueError) as error:
             raise UserError(f"images: hold no readable picture ({error})") from error
-        height, width = self.image_size
-        if height == width:
-            picture = Geometry(height, self.resize)(picture)
-        elif picture.size != (width, height):
+        if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         if len(self.mean) not in (1, 3):
             raise UserError(f"images: the network takes {len(self.mean)} channels, a picture has 3; pass uint8 pixels")
