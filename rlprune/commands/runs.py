@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlprune.config import first_difference
 from rlprune.errors import UserError
-from rlprune.files import create_held, hold, is_held, is_whole, remove_temporaries, write_text
+from rlprune.files import create_held, hold, is_held, is_whole, read_text, read_yaml, remove_temporaries, write_text
 
 log = logging.getLogger(__name__)
 CONFIG = "config.yaml"  # who holds this file works in the folder
@@ -86,8 +86,8 @@ def newest_unfinished(folder: Path, config: dict[str, Any], head: str) -> Path |
         ended = (run / RESULT).exists()
         try:
             difference = _difference(path, config)
-            same = path.read_text(encoding="utf-8").partition("\n")[0] == head
-        except (OSError, RunFolderError):
+            same = read_text(path).partition("\n")[0] == head
+        except (OSError, ValueError, RunFolderError):
             continue
         if (difference is None or (same and other is None and not ended)) and not is_held(path):
             if difference is None:
@@ -143,6 +143,7 @@ class RunFolder:
         """
         path, wish = self.path / CONFIG, meant(resume)
         self._text = f"{head}\n{text}"
+        _check_links(self.path)
         named = isinstance(wish, str)
         if not named:
             with suppress(FileExistsError):
@@ -195,6 +196,13 @@ class RunFolder:
             self._held = None
 
 
+def _check_links(run: Path) -> None:
+    """Folders in a run's folder are its own: what goes on there writes through links."""
+    for path in sorted(run.iterdir()):
+        if path.is_symlink() and path.is_dir():
+            raise RunFolderError(f"{path}: is a link to another folder, where the run would write; put a folder in its place")
+
+
 def _check_named(run: Path, config: dict[str, Any]) -> None:
     """`resume=FOLDER`: a run goes on only with the configuration it was started with."""
     if is_whole(run / RESULT):
@@ -219,8 +227,8 @@ def _check_present(run: Path, config: dict[str, Any], *, asked: bool, resumable:
 def _difference(path: Path, config: dict[str, Any]) -> str | None:
     """The first key in which a kept config differs, whatever folder it was for."""
     try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        old = read_yaml(path)
+    except ValueError as error:
         raise RunFolderError(f"{path}: is damaged ({type(error).__name__}); start anew without resume, in another folder") from error
     if not isinstance(old, dict) or not isinstance(old.get("paths"), dict):
         raise RunFolderError(f"{path}: is damaged; start anew without resume, in another folder")

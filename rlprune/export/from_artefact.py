@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rlprune.cost import count_params
+from rlprune.errors import UserError
 from rlprune.export.export import SUFFIXES, Exported
 from rlprune.plan import plan_hash
 from rlprune.results.artefact import Artefact
@@ -20,10 +21,16 @@ def default_target(folder: Path, format: str) -> Path:  # noqa: A002 (as on the 
     Args:
         folder: of the artefact.
         format: onnx or torch_export.
+
+    Raises:
+        UserError: that folder is a link, which may lead anywhere.
     """
     whole = folder.resolve()
     alone = not any((whole.parent / name).is_file() for name in ("result.json", "config.yaml"))
-    return (folder if alone else folder.parent) / "export" / f"{'pruned' if alone else whole.name}{SUFFIXES[format]}"
+    target = (folder if alone else folder.parent) / "export"
+    if target.is_symlink():
+        raise UserError(f"{target}: is a link; name the file, out=FILE")
+    return target / f"{'pruned' if alone else whole.name}{SUFFIXES[format]}"
 
 
 def metadata_of(artefact: Artefact) -> dict[str, str]:
