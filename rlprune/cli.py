@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, TextIO, cast
 
-from rlprune.errors import UserError, explain_os_error
+from rlprune.errors import UserError, explain_os_error, printable
 from rlprune.files import tidy_on_sigterm
 from rlprune.launch import Launch, launched, report_failure
 from rlprune.streams import Lasting, forget_readers, open_standard_streams
@@ -30,6 +30,7 @@ COMMANDS = {
 
 TOGETHER = ("train", "prune")  # that several processes can carry out
 
+CONFIG_PACKAGES = ("hydra", "omegaconf", "antlr4", "yaml")  # what they raise is about settings
 VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}  # options with a value
 
 
@@ -166,8 +167,13 @@ def explain_config_error(error: Exception, command: str) -> str | None:
     """One line for what Hydra and OmegaConf refuse; None for anything else."""
     if "Config group override must be" in str(error):
         return f"a group was set to null; name a choice, such as model=resnet20 (rlprune {command} --help lists them)"
-    if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf", "antlr4", "yaml"):
-        return None
+    if "Only one of --run" in str(error):
+        return "-m and --cfg: go not together; leave one of them out"
+    if type(error).__module__.split(".")[0] not in CONFIG_PACKAGES:
+        if _raised_in(error) not in CONFIG_PACKAGES:
+            return None
+        subject = _full_key(str(error)) or "a setting"
+        return f"{subject}: cannot be read ({type(error).__name__}: {_brief(error)}); write key=value, and for a group the NAME of a choice"
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -198,6 +204,20 @@ def explain_config_error(error: Exception, command: str) -> str | None:
     if key is not None:
         return f"{key}: {str(chain[-1]).splitlines()[0]}"
     return " ".join(str(error).split())
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package whose code raised an exception."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return "" if last is None else str(last.tb_frame.f_globals.get("__name__")).split(".")[0]
+
+
+def _brief(error: BaseException) -> str:
+    """What an exception says, in a part of a line."""
+    text = (str(error).splitlines() or [""])[0]
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 def _full_key(text: str) -> str | None:
@@ -240,7 +260,7 @@ def _complete(arguments: list[str]) -> int:
 
 
 def _fail(command: str, message: str, code: int = 2) -> int:
-    message = " ".join(message.split())
+    message = printable(" ".join(message.split()))
     line = f"rlprune {command}: {message}" if command != "rlprune" else f"rlprune: {message}"
     print(line, file=sys.stderr)
     if launched() is not None:
@@ -257,4 +277,6 @@ def _clear_hydra() -> None:
 def entry() -> None:
     """The console script."""
     open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal may lack letters such as ×
     sys.exit(main())

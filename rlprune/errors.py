@@ -1,6 +1,7 @@
 """What reaches a user as a single line."""
 
 import os
+import unicodedata
 
 
 class UserError(Exception):
@@ -16,6 +17,11 @@ def has_working_directory() -> bool:
         return os.path.isdir(os.getcwd())
     except FileNotFoundError:
         return False
+
+
+def printable(text: str) -> str:
+    """Text out of a file without what a terminal obeys instead of showing it, such as escape sequences; lines stay lines."""
+    return "".join("�" if letter != "\n" and unicodedata.category(letter) in ("Cc", "Cf", "Cs") else letter for letter in text)
 
 
 def explain_os_error(error: OSError) -> str:

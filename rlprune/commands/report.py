@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rlprune.commands.job import command
-from rlprune.errors import UserError
+from rlprune.errors import UserError, printable
 from rlprune.skeleton import ReportConfig
 
 
@@ -32,7 +32,7 @@ def main(config: ReportConfig, run_dir: Path, choices: dict[str, str]) -> None:
         grids = read_grids(layout.runs, config.paths.outputs)
         paper, everything = make_paper(layout, grids, runs), [str(grid.folder) for grid in grids]
         if not paper.finished:
-            print(f"{write_paper(paper, run_dir)}\n\nwrote paper.md and paper.csv to {run_dir}; no run of it is finished")
+            print(f"{printable(write_paper(paper, run_dir))}\n\nwrote paper.md and paper.csv to {run_dir}; no run of it is finished")
             return
     report = make_report(
         Choices(
@@ -49,4 +49,5 @@ def main(config: ReportConfig, run_dir: Path, choices: dict[str, str]) -> None:
     )
     report.paper = paper
     files = "paper.md, paper.csv, report.html" if paper is not None else "report.html"
-    print(f"{write_report(report, run_dir)}\n\nwrote {files}, .md, .csv, .tex, runs.csv and {len(report.plots)} plots to {run_dir}")
+    text = printable(write_report(report, run_dir))
+    print(f"{text}\n\nwrote {files}, .md, .csv, .tex, runs.csv and {len(report.plots)} plots to {run_dir}")
