@@ -3,6 +3,7 @@
 Hydra's joblib launcher ends all jobs where one process is killed, as for want of memory; its Ray launcher holds back cloudpickle.
 """
 
+import logging
 import os
 import pickle
 import signal
@@ -224,7 +225,7 @@ def _start(address: str | None) -> Any:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # two runs may well say the same
     environment = {"env_vars": {"TQDM_DISABLE": "1"}}  # bars would overwrite each other
     try:
-        ray.init(address=address, include_dashboard=None if address else False, logging_level="error", runtime_env=environment)
+        ray.init(address=address, include_dashboard=None if address else False, logging_level=logging.ERROR, runtime_env=environment)
     except (ConnectionError, ValueError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"hydra.launcher.address={address}: no cluster answers ({why}); start one, or null for this machine") from error
