@@ -170,7 +170,7 @@ def test_what_is_not_installed_is_named(rlprune, monkeypatch, preset, launcher, 
 @pytest.mark.parametrize("name", ["slurm", "joblib"])
 def test_a_preset_has_only_settings_of_its_launcher(rlprune, name):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher" if name == "slurm" else "hydra_plugins.hydra_joblib_launcher")
-    code, out, err = rlprune("prune", "-m", f"hydra/launcher={name}", "--cfg", "hydra", "--package", "hydra.launcher")
+    code, out, err = rlprune("prune", f"hydra/launcher={name}", "--cfg", "hydra", "--package", "hydra.launcher")
     assert code == 0, err
     ours = conf_dir() / "hydra" / "launcher" / f"{name}.yaml"
     expected = {key: value for key, value in OmegaConf.load(ours).items() if key != "defaults"} if ours.exists() else {}
