@@ -9,9 +9,18 @@ ROOT = Path(__file__).parent.parent / "rlprune"
 LAYERS = [
     {"errors", "seeding", "files", "launch", "memory", "skeleton", "plan", "shipped", "streams"},
     {
-        "checkpoint", "cost", "compose", "config", "distributed", "grid", "kernels", "latency_model", "places", "provenance",
+        "checkpoint",
+        "cost",
+        "compose",
+        "config",
+        "distributed",
+        "grid",
+        "kernels",
+        "latency_model",
+        "places",
+        "provenance",
         "sync_batch_norm",
-    },  # fmt: skip
+    },
     {"graph", "rl"},
     {"agents", "criteria", "rewards", "models", "data", "trackers", "latency"},
     {"training", "results", "setup", "search", "report", "export", "benchmark", "evaluators"},

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 import nets
 import numpy as np
@@ -395,10 +395,12 @@ def test_what_fails_in_a_worker_fails_here(subject):
 def test_what_cannot_be_sent_is_told(subject):
     stage, evaluator, _ = subject
     with pytest.raises(UserError, match=r"the data or a plug-in cannot be sent to another process .*evaluator\.workers=null"):
-        Local(**SETTINGS).start(kit(evaluator, lambda network: None))
+        Local(**SETTINGS).start(kit(evaluator, Failing(Lock())))
 
     class Here(nn.Module):
-        pass
+        def __init__(self):
+            super().__init__()
+            self.lock = Lock()
 
     team = Local(**{**SETTINGS, "workers": 1}).start(kit(evaluator))
     with pytest.raises(UserError, match="the network cannot be sent"):

@@ -200,6 +200,16 @@ def test_a_control_that_cannot_be_taken_up_begins_anew(tmp_path, caplog):
     assert "the control cannot be saved" in caplog.text
 
 
+def test_states_of_a_run_that_was_killed_behind_its_result_go(rlprune):
+    line, states = (*PRUNE, "agent=uniform", "recovery=none"), Path("outputs/prune/run/checkpoint")
+    assert rlprune(*line, "paths.run=outputs/prune/run")[0] == 0
+    for words, message in (("resume=true",), "starting anew"), (("paths.run=outputs/prune/run", "resume=true"), "that run is done"):
+        states.mkdir()
+        (states / "step-0002.safetensors").write_bytes(b"")
+        code, out, _ = rlprune(*line, *words)
+        assert (code, message in out, states.exists()) == (0, True, False)
+
+
 # -- disks -----------------------------------------------------------------------------------------------------------------------------
 
 

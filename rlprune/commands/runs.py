@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -92,6 +93,7 @@ def newest_unfinished(folder: Path, config: dict[str, Any], head: str) -> Path |
         if (difference is None or (same and other is None and not ended)) and not is_held(path):
             if difference is None:
                 if is_whole(run / RESULT):
+                    _forget_states(run)
                     continue
                 return run
             other = f"resume=true: the unfinished run {run} has another config: {difference}; drop resume=true to start anew"
@@ -203,6 +205,11 @@ def _check_links(run: Path) -> None:
             raise RunFolderError(f"{path}: is a link to another folder, where the run would write; put a folder in its place")
 
 
+def _forget_states(run: Path) -> None:
+    """Remove the saved states of a run that was killed between its result and its end."""
+    shutil.rmtree(run / "checkpoint", ignore_errors=True)
+
+
 def _check_named(run: Path, config: dict[str, Any]) -> None:
     """`resume=FOLDER`: a run goes on only with the configuration it was started with."""
     if is_whole(run / RESULT):
@@ -215,6 +222,8 @@ def _check_present(run: Path, config: dict[str, Any], *, asked: bool, resumable:
     """A folder that was not named by `resume` holds a run: it goes on if it is this one and not done."""
     difference = _difference(run / CONFIG, config)
     done = is_whole(run / RESULT)
+    if done and not difference:
+        _forget_states(run)
     if difference:
         raise RunFolderError(f"{run}: holds a run already, with another config ({difference}); name another folder")
     if done and asked:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -199,30 +200,24 @@ def failed(number: int | None, error: Exception) -> bytes:
 # -- objects between processes of one program ------------------------------------------------------------------------------------------
 
 
-def dumps(value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> bytes:
+def dumps(value: Any) -> bytes:
     """An object as bytes, for another process of this run alone; tensors and devices of a GPU arrive on the GPU of whoever loads them.
-
-    Args:
-        value: to send.
-        pickler: that does the rest.
 
     Raises:
         TypeError, AttributeError, pickle.PicklingError: something in it cannot be sent.
     """
-
-    class Sender(pickler):  # type: ignore[misc, valid-type]
-        def reducer_override(self, part: Any) -> Any:
-            if isinstance(part, torch.device) and part.type == "cuda":
-                return torch.device, ("cuda",)
-            if isinstance(part, Tensor) and part.is_cuda:
-                values = part.detach().cpu()
-                return _on_gpu, (values, isinstance(part, nn.Parameter), part.requires_grad)
-            further = getattr(super(), "reducer_override", None)
-            return NotImplemented if further is None else further(part)
-
     stream = io.BytesIO()
-    Sender(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    _Sender(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     return stream.getvalue()
+
+
+class _Sender(cloudpickle.Pickler):  # type: ignore[misc]
+    def reducer_override(self, part: Any) -> Any:
+        if isinstance(part, torch.device) and part.type == "cuda":
+            return torch.device, ("cuda",)
+        if isinstance(part, Tensor) and part.is_cuda:
+            return _on_gpu, (part.detach().cpu(), isinstance(part, nn.Parameter), part.requires_grad)
+        return super().reducer_override(part)
 
 
 def loads(message: bytes | memoryview) -> Any:
@@ -235,21 +230,21 @@ def _on_gpu(values: Tensor, is_parameter: bool, requires_grad: bool) -> Tensor:
     return nn.Parameter(moved, requires_grad) if is_parameter else moved.requires_grad_(requires_grad)
 
 
-def sendable(name: str, value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> bytes:
+def sendable(name: str, value: Any) -> bytes:
     """The same, with what to do where it cannot be sent.
 
     Raises:
         UserError: it cannot.
     """
     try:
-        return dumps(value, pickler)
+        return dumps(value)
     except (TypeError, AttributeError, pickle.PicklingError, RecursionError) as error:
         raise UserError(
-            f"evaluator: the {name} cannot be sent to another process ({' '.join(str(error).split())[:200]}); define its classes and "
-            "functions at the top of a module, or use evaluator=local evaluator.workers=null"
+            f"evaluator: the {name} cannot be sent to another process ({' '.join(str(error).split())[:200]}); "
+            "use evaluator=local evaluator.workers=null"
         ) from error
 
 
-def stage_bytes(stage: Stage, pickler: type[pickle.Pickler] = pickle.Pickler) -> bytes:
+def stage_bytes(stage: Stage) -> bytes:
     """A pruning step's network and graph for the workers."""
-    return sendable("network", stage, pickler)
+    return sendable("network", stage)

@@ -128,8 +128,7 @@ class Actors:
 
     def __post_init__(self) -> None:
         """Ask for all of them: they import torch while the search goes on."""
-        self._pickler = self.ray.cloudpickle.CloudPickler
-        self._kit_ref = self._put(sendable("data or a plug-in", self.kit, self._pickler))
+        self._kit_ref = self._put(sendable("data or a plug-in", self.kit))
         self._fill()
 
     def __str__(self) -> str:
@@ -148,7 +147,7 @@ class Actors:
 
     def begin(self, stage: Stage) -> None:
         """The network goes to the object store once; every node fetches it once."""
-        content = stage_bytes(stage, self._pickler)
+        content = stage_bytes(stage)
         self._stage, self._stage_ref = stage, self._put(content)
         self._fill()
 

@@ -40,6 +40,10 @@ class Team:
         self._pictures: dict[int, Any] = {}  # those images, by number
         self._dense: nn.Module | None = None  # of whatever weights; what networks are made from
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nothing, to a process that measures candidates: it trains alone."""
+        return type(None), ()
+
     def backward(self, loss: Callable[[], Tensor], model: nn.Module, count: int) -> Tensor:
         """Give a network the gradient of the mean loss of a whole batch; returns that loss, the same in every process.
 
