@@ -201,7 +201,12 @@ def _check_lists(config: Any, prefix: str) -> None:
         if dataclasses.is_dataclass(value):
             _check_lists(value, f"{key}.")
         elif typing.get_origin(item.type) is list:
-            convert(key, value, item.type)
+            words = typing.get_args(item.type) == (str,)
+            try:
+                convert(key, value, item.type)
+            except UserError as error:
+                what = f"names, such as {key}=[a,b]" if words else "numbers"
+                raise UserError(f"{key}={value}: must be a list of {what}") from error
 
 
 def _refuse_additions(config: DictConfig, skeleton: type, prefix: str) -> None:

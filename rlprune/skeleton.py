@@ -1,5 +1,6 @@
 """The typed skeleton of every command's configuration; all defaults are in the yaml files."""
 
+import math
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -255,8 +256,10 @@ def _check_numbers(value: Any, key: str) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_numbers(item, key)
-    elif isinstance(value, int | float):
-        shown = f"={value:.3g}" if isinstance(value, float) or abs(value) < 1e300 else ""
+    elif isinstance(value, float):
+        _require(math.isfinite(value), f"{key}={value}", "must be a finite number")
+    elif isinstance(value, int):
+        shown = f"={value:.3g}" if abs(value) < 1e300 else ""
         _require(abs(value) < MOST, f"{key}{shown}", f"must be a number between ± {MOST:.0e}")
 
 
