@@ -211,7 +211,7 @@ def dumps(value: Any) -> bytes:
     return stream.getvalue()
 
 
-class _Sender(cloudpickle.Pickler):  # type: ignore[misc]
+class _Sender(cloudpickle.Pickler):
     def reducer_override(self, part: Any) -> Any:
         if isinstance(part, torch.device) and part.type == "cuda":
             return torch.device, ("cuda",)
