@@ -146,7 +146,7 @@ class Measuring:
     """
 
     def __init__(self, kit: bytes | memoryview) -> None:
-        self.kit: Kit = loads(kit)
+        self.kit: Kit = received(kit)
         self._cutter: Cutter[Accuracy] | None = None
         self._batches = (0, 0)
         self._parts: dict[tuple[int, int], Evaluator] = {}
@@ -155,7 +155,7 @@ class Measuring:
         """Cut candidates out of another network from now on; what `dumps` has made of a `Stage`."""
         kit = self.kit
         self._cutter = Cutter(
-            loads(stage),
+            received(stage),
             measure=lambda network: self._evaluator.accuracy(network),
             refresh=kit.refresh,
             prepare=kit.prepare,
@@ -220,7 +220,7 @@ class _Sender(cloudpickle.Pickler):
         return super().reducer_override(part)
 
 
-def loads(message: bytes | memoryview) -> Any:
+def received(message: bytes | memoryview) -> Any:
     """What `dumps` was given, in the process that this run has started."""
     return pickle.loads(message)
 

@@ -22,7 +22,7 @@ import torch
 
 from rlprune.config import build, shipped
 from rlprune.data.base import Images, Normalization
-from rlprune.evaluators.base import Kit, dumps, loads
+from rlprune.evaluators.base import Kit, dumps, received
 from rlprune.evaluators.local import Local
 from rlprune.evaluators.ray import Ray
 from rlprune.evaluators.scheduler import Scheduler
@@ -113,7 +113,7 @@ if __name__ == "__main__":
         rows.append(measured(f"Ray, {count}", crew, stage, evaluator, requests, wanted))
     _, building = timed(lambda: [Slicer(stage.network, stage.graph)(request.keep) for request in requests[:5]])
     content, packing = timed(lambda: dumps(stage))
-    _, unpacking = timed(lambda: loads(content))
+    _, unpacking = timed(lambda: received(content))
     facts = {
         "network": options.network, "parameters": stage.graph.params({}), "macs": stage.graph.macs({}), "images": options.images,
         "candidates": len(requests), "batches": -(-options.images // evaluator.batch_size), "stage_bytes": len(content),
