@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import last_line, metrics
+from PIL import Image
 from torch import nn
 
 from rlprune.data.base import Images, Normalization
+from rlprune.data.files import Geometry, ImageFiles
 from rlprune.errors import UserError
 from rlprune.evaluators import scheduler
 from rlprune.evaluators.base import Job, Kit, Measuring, dumps, read_answer
@@ -187,6 +189,20 @@ def test_what_is_sent_arrives_as_it_was(subject):
     worker.begin(dumps(stage))
     said = [json.loads(worker.answer(Job(3, request, (0, 5)).packed(stage.graph))) for request in requests]
     assert [answer["correct"] / COUNT for answer in said] == here(stage, evaluator, requests)
+
+
+def test_images_on_disk_are_decoded_by_the_worker_itself(subject, tmp_path):
+    stage, evaluator, requests = subject
+    paths = [tmp_path / f"{place}.png" for place in range(COUNT)]
+    for path, pixels in zip(paths, evaluator.images.pixels, strict=True):
+        Image.fromarray(np.asarray(pixels.permute(1, 2, 0))).save(path)
+    files = ImageFiles(paths, evaluator.images.labels, Geometry(8, None), None)
+    streaming = Evaluator(files, evaluator.normalization, evaluator.execution, batch_size=BATCH)
+    worker = Measuring(dumps(kit(streaming)))
+    assert (files.workers, worker.kit.evaluator.images.workers) == (None, 0)
+    worker.begin(dumps(stage))
+    parts = [json.loads(worker.answer(Job(0, requests[0], part).packed(stage.graph))) for part in ((0, 2), (2, 5))]
+    assert sum(part["correct"] for part in parts) / COUNT == here(stage, evaluator, requests[:1])[0]
 
 
 def test_parts_of_the_images_add_up(subject):

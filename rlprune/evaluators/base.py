@@ -11,7 +11,7 @@ import pickle
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import cloudpickle
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlprune.data.files import ImageFiles
 from rlprune.errors import UserError
 from rlprune.graph import ChannelGraph
 from rlprune.search.candidates import Cutter, Request, Stage, Workers
@@ -147,6 +148,8 @@ class Measuring:
 
     def __init__(self, kit: bytes | memoryview) -> None:
         self.kit: Kit = received(kit)
+        if isinstance(self.kit.evaluator.images, ImageFiles):  # workers do not start others that decode
+            self.kit.evaluator.images = replace(self.kit.evaluator.images, workers=0)
         self._cutter: Cutter[Accuracy] | None = None
         self._batches = (0, 0)
         self._parts: dict[tuple[int, int], Evaluator] = {}
