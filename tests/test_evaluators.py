@@ -530,7 +530,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.no_cover
+@pytest.mark.cluster
 def test_ray_measures_what_this_process_does_while_workers_and_nodes_come_and_go(tmp_path):
     pytest.importorskip("ray")
     line = [sys.executable, "-c", RAY, str(Path(__file__).parent), str(tmp_path / "once")]

@@ -287,6 +287,7 @@ def test_runs_end_with_the_sweep_that_started_them(tmp_path):
     assert "Traceback" not in (tmp_path / "screen.txt").read_text()
 
 
+@pytest.mark.cluster
 def test_ray(rlprune):
     ray = pytest.importorskip("ray")
     launcher = RayLauncher(address=None, num_cpus=1, num_gpus=None)
