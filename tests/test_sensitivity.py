@@ -250,7 +250,7 @@ def test_a_run_of_ones_own_network_is_named_again_and_damage_is_one_line(rlprune
         ("shares=[]", "shares=[]: name at least one"),
         ("shares=[0.5,1]", "shares=[0.5, 1.0]: each must be in (0, 1)"),
         ("shares=[0]", "shares=[0.0]: each must be in (0, 1)"),
-        ("shares=[nan]", "shares=[nan]: each must be in (0, 1)"),
+        ("shares=[nan]", "shares=[nan]: must be a list of numbers"),
         ("shares=0.5", "shares: must be a list"),
         ("samples=0", "samples=0: must be ≥ 1"),
         ("recalibrate_bn=1", "recalibrate_bn=1: one image has no variance"),
