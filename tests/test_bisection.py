@@ -13,8 +13,8 @@ from conftest import last_line, metrics
 from rlprune import cli
 from rlprune.search import job
 from rlprune.search.bisection import CLOSEST, TOLERANCE, WIDEST, Bisection, Pass, bisected_search, seconds_of_passes
+from rlprune.search.ledger import Ledger
 from rlprune.search.limits import Goal
-from rlprune.search.task import Ledger
 
 SMOKE = ("prune", "debug=smoke", "dataset.limit=80", "device=cpu", "precision=fp32", "recovery.control=false")
 NETWORK = ("model=vgg11", "model.classifier=slim", "model.width=0.125")

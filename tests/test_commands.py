@@ -25,7 +25,7 @@ from rlprune.files import hold
 from rlprune.models.resnet import CifarResNet
 from rlprune.provenance import Provenance, mark
 from rlprune.search.job import PruneJob
-from rlprune.search.task import Ledger
+from rlprune.search.ledger import Ledger
 
 SMALL = ("debug=smoke", "device=cpu", "model.depth=8", "model.width=0.5", "dataset.image_size=16")
 SMOKE = ("prune", *SMALL)

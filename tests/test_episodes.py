@@ -27,11 +27,12 @@ from rlprune.rewards.weighted import WeightedReward
 from rlprune.rl.ddpg import ActorCritic
 from rlprune.rl.episode import play
 from rlprune.search.layers import Walk, layer_facts
+from rlprune.search.ledger import Ledger
 from rlprune.search.limits import Goal, Limits
 from rlprune.search.resume import keep_measured, load_state, save_state
 from rlprune.search.runner import run_search, start_state
 from rlprune.search.schedule import Size, Targets, make_schedule
-from rlprune.search.task import Environment, Ledger, Task
+from rlprune.search.task import Environment, Task
 
 WIDTHS = np.array([8, 16, 10, 16, 8])
 BEST = np.array([7 / 8, 4 / 16, 9 / 10, 4 / 16, 6 / 8])  # shares kept: what one layer wants, its neighbours do not
@@ -460,7 +461,7 @@ def test_out_of_time_at_once_one_candidate_is_measured_that_meets_the_goal(trace
 
 def test_out_of_time_in_an_episode_it_does_not_count(traced, monkeypatch):
     seconds = []
-    monkeypatch.setattr("rlprune.search.task.time", SimpleNamespace(monotonic=lambda: len(seconds)))
+    monkeypatch.setattr("rlprune.search.ledger.time", SimpleNamespace(monotonic=lambda: len(seconds)))
     task, reports = task_of(traced, deadline=13)
     task.environment.ledger.on_measure = seconds.append
     chosen = quick("ddpg", reward="end").decide(task, np.random.default_rng(1))
@@ -761,7 +762,7 @@ def test_measurements_of_other_candidates_are_made_again(traced, tmp_path, chang
 @pytest.mark.parametrize("limit", [3, 8])
 def test_a_step_that_ran_out_of_time_is_not_measured_again(traced, tmp_path, settings, limit, monkeypatch, caplog):
     ticks = []
-    monkeypatch.setattr("rlprune.search.task.time", SimpleNamespace(monotonic=lambda: len(ticks)))
+    monkeypatch.setattr("rlprune.search.ledger.time", SimpleNamespace(monotonic=lambda: len(ticks)))
     monkeypatch.setattr("rlprune.search.runner._advance", lambda bar, accuracy: ticks.append(accuracy))
 
     def cut(*arguments):

@@ -28,7 +28,7 @@ from rlprune.evaluators.scheduler import Event, Scheduler, parts_of
 from rlprune.evaluators.wire import MARK, FrameError, Frames, read_shared, send, shared_file
 from rlprune.graph import Slicer, trace
 from rlprune.search.candidates import Cutter, Request, Stage, as_it_is
-from rlprune.search.task import Ledger
+from rlprune.search.ledger import Ledger
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.execution import choose_execution
 

@@ -22,10 +22,11 @@ from rlprune.agents.rlal import RLAL
 from rlprune.checkpoint import load_tensors, packed, save_tensors, unpacked
 from rlprune.config import conf_dir, load_yaml
 from rlprune.data.base import Augmentation, Images, Normalization, Splits
+from rlprune.search.ledger import Ledger
 from rlprune.search.resume import keep_measured, load_state, save_state
 from rlprune.search.runner import run_search, start_state
 from rlprune.search.schedule import Size, Targets, make_schedule
-from rlprune.search.task import Environment, Ledger, Task
+from rlprune.search.task import Environment, Task
 from rlprune.training.alignment import Alignment
 from rlprune.training.dense import Training, dense_batches
 from rlprune.training.execution import Execution, Way
@@ -592,7 +593,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(rlprune, monkeypatch, unb
     shutil.copytree(unbroken, "outputs/whole")
     place = {
         "batch": "rlprune.training.fit.Trainer._step",
-        "candidate": "rlprune.search.task.Ledger.accuracy",
+        "candidate": "rlprune.search.ledger.Ledger.accuracy",
         "step": "rlprune.search.job.save_state",
         "test": "rlprune.results.finish.measure_rows",
     }[where]

@@ -10,9 +10,10 @@ from torch import nn
 
 import rlprune
 from rlprune.search.layers import layer_facts
+from rlprune.search.ledger import Ledger
 from rlprune.search.limits import Goal, Limits
 from rlprune.search.schedule import size_of
-from rlprune.search.task import Environment, Ledger, Task
+from rlprune.search.task import Environment, Task
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

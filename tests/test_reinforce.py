@@ -15,11 +15,12 @@ from rlprune.config import build, conf_dir, load_yaml
 from rlprune.errors import UserError
 from rlprune.graph.filters import unit_filters
 from rlprune.rl.reinforce import SURE, FilterPolicy, Learning, Reinforce, advantages, log_probability, surrogate
+from rlprune.search.ledger import Ledger
 from rlprune.search.limits import Goal, Limits
 from rlprune.search.resume import keep_measured, load_state, save_state
 from rlprune.search.runner import run_search, start_state
 from rlprune.search.schedule import Size, Targets, make_schedule
-from rlprune.search.task import Environment, Ledger, Task
+from rlprune.search.task import Environment, Task
 
 FREE = Goal(math.inf, math.inf, math.inf, True)
 LEARNING = Learning(samples=10, baseline="leave_one_out", hidden=[16], lr=0.03, initial_keep=None)

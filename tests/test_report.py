@@ -9,6 +9,7 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from rlprune.files import hold
 from rlprune.report.collect import find_runs
 from rlprune.report.comparison import interval
 from rlprune.report.figures import _aside, accuracy_figure, pareto_front, style_of
+from rlprune.report.networks import settings_of
 from rlprune.report.page import DESKTOP, PHONE, text_of, write_report
 from rlprune.report.report import Choices, make_report
 from rlprune.report.table import LATEX, escape_latex, latex, markdown, natural, numbers
@@ -933,3 +935,9 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, unbuffered):
     assert (done.returncode, done.stderr) == (141, "")
     assert len(list(Path("outputs/report").glob("*/report.html"))) == 1
     assert not list(Path("outputs/report").glob("*/failed.json"))
+
+
+def test_who_measures_and_who_watches_is_no_setting_of_a_run():
+    settings = {"evaluator._target_": "x", "evaluator.workers": 2, "tracker.mode": "online", "schedule.steps": 3, "device": "cpu"}
+    run = SimpleNamespace(choices={"reward": "flops"}, settings=settings, source=None)
+    assert settings_of(run) == {"reward": "flops", "schedule.steps": "3"}

@@ -16,11 +16,12 @@ import rlprune
 from rlprune.agents.mcq import MCQ
 from rlprune.agents.uniform import Uniform
 from rlprune.files import read_json
+from rlprune.search.ledger import Ledger
 from rlprune.search.limits import Goal
 from rlprune.search.resume import keep_measured, load_state, save_state
 from rlprune.search.runner import run_search, start_state
 from rlprune.search.schedule import Size, Targets, make_schedule
-from rlprune.search.task import Environment, Ledger, Task
+from rlprune.search.task import Environment, Task
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

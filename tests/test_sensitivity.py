@@ -18,9 +18,9 @@ from rlprune.data.base import Augmentation, Images, Splits
 from rlprune.graph import trace
 from rlprune.results.record import Identity
 from rlprune.results.sensitivity import CHEAP, curves, curves_figure, sensitivity_figure, sensitivity_table, steepest
+from rlprune.search.ledger import Ledger
 from rlprune.search.measure import make_score
 from rlprune.search.sensitivity import SensitivityJob, Subject, removed_counts
-from rlprune.search.task import Ledger
 from rlprune.setup import Setup
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.refresh import Recalibration

@@ -18,7 +18,7 @@ from test_commands import SMALL, SMOKE, result, run_dirs
 from rlprune.checkpoint import load_tensors
 from rlprune.errors import UserError
 from rlprune.results.record import History, StepRecord
-from rlprune.search.task import Ledger
+from rlprune.search.ledger import Ledger
 from rlprune.search.tracked import TrackedSearch
 from rlprune.trackers.base import flat
 from rlprune.trackers.mlflow import MLflow

@@ -27,12 +27,13 @@ from rlprune.results.record import Clock
 from rlprune.results.tables import CONTROL
 from rlprune.search.candidates import as_it_is
 from rlprune.search.latency import LatencyQuestion
+from rlprune.search.ledger import Ledger
 from rlprune.search.outcome import targets_reached
 from rlprune.search.plan import kept_counts, make_plan, targets_of
 from rlprune.search.resume import forget_states
 from rlprune.search.runner import SearchState
 from rlprune.search.schedule import Schedule, Targets, size_of
-from rlprune.search.task import Environment, Ledger
+from rlprune.search.task import Environment
 from rlprune.skeleton import PruneConfig
 from rlprune.training.execution import Execution, Way
 from rlprune.training.recipe import make_recovery

@@ -22,7 +22,7 @@ NOT_SETTINGS = (  # may differ between the seeds of one line: names, machines, a
     "seed", "dense_seed", "resume", "device", "compile", "channels_last", "training.save_minutes", "dataset.memory_gb",
     "dataset.num_workers", "dataset.root", "recovery.control", "search.execution", "checkpoint", "like", "agent.run",
 )  # fmt: skip
-NOT_GROUPS = ("paths.", "tracker.", "model.")  # likewise; a model's settings are part of its label
+NOT_GROUPS = ("paths.", "tracker.", "evaluator.", "model.")  # likewise; a model's settings are part of its label
 NOT_DATA = ("crop", "flip", "resized_crop", "memory_gb", "num_workers", "mean", "std")
 """Settings of a data set that say how it is trained on or read, not what is in it."""
 OF_SOURCE = ("agent.", "budget.", "schedule.", "reward.")  # settings that tell runs apart which others follow

@@ -10,9 +10,9 @@ from typing import Any
 
 from rlprune.errors import UserError
 from rlprune.files import read_json, write_sealed
+from rlprune.search.ledger import Ledger
 from rlprune.search.runner import SearchState
 from rlprune.search.schedule import Schedule
-from rlprune.search.task import Ledger
 
 log = logging.getLogger(__name__)
 TOLERANCE = 0.01  # of the target

@@ -28,6 +28,7 @@ from rlprune.search.candidates import as_it_is
 from rlprune.search.execution import MULTIPLES, choose_execution
 from rlprune.search.forecast import Forecast
 from rlprune.search.latency import LatencyQuestion
+from rlprune.search.ledger import Ledger
 from rlprune.search.limits import Room
 from rlprune.search.measure import make_score, search_evaluator
 from rlprune.search.outcome import compared, targets_reached
@@ -35,7 +36,7 @@ from rlprune.search.plan import kept_counts, make_plan, num_steps, targets_of
 from rlprune.search.resume import forget_states, keep_measured, load_state, save_state
 from rlprune.search.runner import SearchState, run_search, start_state, step_candidates
 from rlprune.search.schedule import Schedule, Size, Targets, reach_rows, size_of
-from rlprune.search.task import Environment, Ledger, Reward, Task
+from rlprune.search.task import Environment, Reward, Task
 from rlprune.search.tracked import TrackedSearch
 from rlprune.setup import Setup
 from rlprune.skeleton import BudgetConfig, LatencyConfig, ScheduleConfig, SearchConfig

@@ -22,8 +22,8 @@ from rlprune.errors import UserError
 from rlprune.files import read_json, write_sealed
 from rlprune.graph import ChannelGraph, prune
 from rlprune.results.record import History, StepRecord, elapsed
+from rlprune.search.ledger import Ledger, Measured
 from rlprune.search.runner import SearchState
-from rlprune.search.task import Ledger, Measured
 
 log = logging.getLogger(__name__)
 KEPT = 2

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from rlprune.agents.base import Agent
 from rlprune.graph import ChannelGraph, prune
 from rlprune.results.record import History, StepRecord, elapsed
+from rlprune.search.ledger import Ledger
 from rlprune.search.schedule import Schedule
-from rlprune.search.task import Environment, Ledger, Task
+from rlprune.search.task import Environment, Task
 from rlprune.seeding import numpy_generator
 
 log = logging.getLogger(__name__)

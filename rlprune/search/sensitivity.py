@@ -17,9 +17,10 @@ from rlprune.graph import ChannelGraph, Slicer
 from rlprune.results.record import FORMAT, Clock, Identity, environment, write_result
 from rlprune.results.sensitivity import plot_curves, plot_sensitivity, sensitivity_text
 from rlprune.search.candidates import as_it_is
+from rlprune.search.ledger import Ledger
 from rlprune.search.measure import Score
 from rlprune.search.resume import forget_states, keep_measured
-from rlprune.search.task import Ledger, ranked
+from rlprune.search.task import ranked
 from rlprune.setup import Setup
 from rlprune.training.evaluate import Evaluator
 
