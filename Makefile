@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: prune test test-zoo test-papers test-cluster lint smoke-wheel clean
+.PHONY: prune test test-zoo test-papers test-cluster test-processes lint smoke-wheel clean
 
 prune: .venv/.run
 	$(BIN)/rlprune prune $(ARGS)
@@ -19,6 +19,10 @@ test-zoo: .venv/.dev
 # The full editions of the papers' presets, tiny; `make test` runs the small ones, which have the same grids.
 test-papers: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_paper.py -m papers -n auto --maxprocesses 4 $(ARGS)
+
+# Runs of several processes: torchrun, workers that are lost, kills.
+test-processes: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m processes -n 2 $(ARGS)
 
 # Ray: candidates and runs on a cluster of two nodes, which come and go.
 test-cluster: .venv/.dev

@@ -373,7 +373,7 @@ def test_processes_measure_what_this_one_does(subject):
     assert children() == []
 
 
-@pytest.mark.no_cover
+@pytest.mark.processes
 @pytest.mark.parametrize("what", ["dies", "hangs", "raves"])
 def test_trouble_with_a_worker_changes_nothing(subject, tmp_path, caplog, what):
     stage, evaluator, requests = subject
@@ -410,6 +410,7 @@ def test_what_cannot_be_sent_is_told(subject):
     team.close()
 
 
+@pytest.mark.processes
 def test_workers_end_with_a_search_that_is_killed(tmp_path):
     program = f"""
 import sys, time
@@ -460,7 +461,7 @@ def same(one, other):
     assert weights == others
 
 
-@pytest.mark.no_cover
+@pytest.mark.processes
 @pytest.mark.parametrize("agent", ["mcq", "reinforce", "rlal"])
 def test_a_run_is_the_same_with_any_number_of_workers(rlprune, agent):
     line = (*SMOKE, *AGENTS[agent])
@@ -472,7 +473,7 @@ def test_a_run_is_the_same_with_any_number_of_workers(rlprune, agent):
     same("outputs/null", "outputs/2")
 
 
-@pytest.mark.no_cover
+@pytest.mark.processes
 @pytest.mark.usefixtures("_heard")
 def test_a_search_goes_on_with_another_number_of_workers(rlprune, monkeypatch):
     line, accuracy, stop = (*SMOKE, "agent=random_search", "search.max_candidates=9"), Ledger.accuracy, [13]
