@@ -20,7 +20,7 @@ test-zoo: .venv/.dev
 test-papers: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_paper.py -m papers -n auto --maxprocesses 4 $(ARGS)
 
-# Runs of several processes: torchrun, workers that are lost, kills.
+# Further cases of runs with several workers; one of each kind is in `make test`.
 test-processes: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m processes -n 2 $(ARGS)
 

@@ -21,7 +21,6 @@ from rlprune.distributed import Group
 from rlprune.errors import UserError
 from rlprune.launch import Launch, launched
 
-pytestmark = pytest.mark.processes
 SMALL = ("debug=smoke", "device=cpu", "precision=fp32", "model.depth=8", "model.width=0.5", "dataset.image_size=16")
 PRUNE = ("prune", *SMALL, "schedule.steps=3", "search.max_candidates=6", "training.save_minutes=0")
 CPU = torch.device("cpu")

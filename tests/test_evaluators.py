@@ -373,8 +373,7 @@ def test_processes_measure_what_this_one_does(subject):
     assert children() == []
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("what", ["dies", "hangs", "raves"])
+@pytest.mark.parametrize("what", ["dies", "raves", pytest.param("hangs", marks=pytest.mark.processes)])
 def test_trouble_with_a_worker_changes_nothing(subject, tmp_path, caplog, what):
     stage, evaluator, requests = subject
     settings = {"timeout": 15.0 if what == "hangs" else 60.0}
@@ -410,7 +409,6 @@ def test_what_cannot_be_sent_is_told(subject):
     team.close()
 
 
-@pytest.mark.processes
 def test_workers_end_with_a_search_that_is_killed(tmp_path):
     program = f"""
 import sys, time
@@ -461,8 +459,8 @@ def same(one, other):
     assert weights == others
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("agent", ["mcq", "reinforce", "rlal"])
+@pytest.mark.no_cover
+@pytest.mark.parametrize("agent", ["mcq", *(pytest.param(name, marks=pytest.mark.processes) for name in ("reinforce", "rlal"))])
 def test_a_run_is_the_same_with_any_number_of_workers(rlprune, agent):
     line = (*SMOKE, *AGENTS[agent])
     torch.set_num_threads(1)  # as many as a worker has
